@@ -1,0 +1,116 @@
+//! Front: the first actor a request meets. It admits by key (status, expiry, the key's own concurrency) and
+//! while the relay is not shutting down, then hands the question on to the Scheduler with its reply.
+
+use super::permit::{Pass, Permit};
+use super::reply::{Left, Reply, TicketId};
+use super::scheduler::{Scheduler, Scope, Select};
+use super::watch::Watch;
+use super::{Actors, KeyEntry, Live, Parts};
+use crate::clock::Clock;
+use crate::domain::{AccountId, Call, Refusal};
+use actix::{Actor, Context, Handler, Message};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+/// The actor.
+pub struct Front {
+    scheduler: Live<Scheduler>,
+    clock: Clock,
+    draining: Arc<AtomicBool>,
+    _watch: Watch,
+}
+
+/// Lets one call in, and finds it an account.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Route {
+    /// The caller's place in the line.
+    pub ticket: TicketId,
+    /// Whose call.
+    pub key: Arc<KeyEntry>,
+    /// Which call.
+    pub call: Arc<Call>,
+    /// Accounts that were tried for it already.
+    pub tried: Vec<AccountId>,
+    /// The pass it holds from an earlier attempt.
+    pub pass: Option<Pass>,
+    /// Where the answer goes.
+    pub reply: Reply<Result<Admission, Refusal>>,
+}
+
+/// A call that was let in.
+#[derive(Debug)]
+pub struct Admission {
+    /// Its slot of the key.
+    pub pass: Pass,
+    /// Its slot of an account.
+    pub permit: Permit,
+}
+
+/// From now on no call is let in. Holds for a respawned Front too.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+impl Front {
+    pub(super) fn new(parts: &Parts, actors: &Actors, watch: Watch) -> Self {
+        Self {
+            scheduler: actors.scheduler.clone(),
+            clock: parts.clock.clone(),
+            draining: actors.draining.clone(),
+            _watch: watch,
+        }
+    }
+
+    fn admit(&self, key: &KeyEntry, pass: Option<Pass>) -> Result<Pass, Refusal> {
+        if self.draining.load(SeqCst) {
+            return Err(Refusal::Draining);
+        }
+        let now = self.clock.now();
+        let record = key.key();
+        if !record.active || key.revoked().is_cancelled() {
+            return Err(Refusal::KeyRevoked);
+        }
+        if !record.usable(now) {
+            return Err(Refusal::KeyExpired);
+        }
+        let limit = record.concurrency_limit.unwrap_or_default();
+        pass.or_else(|| Pass::take(key.slots())).ok_or(Refusal::KeyAtLimit { limit })
+    }
+}
+
+impl Actor for Front {
+    type Context = Context<Self>;
+}
+
+impl Handler<Route> for Front {
+    type Result = ();
+
+    fn handle(&mut self, msg: Route, _: &mut Self::Context) {
+        let pass = match self.admit(&msg.key, msg.pass) {
+            Ok(pass) => pass,
+            Err(refusal) => return msg.reply.send(Err(refusal)),
+        };
+        let bound = msg.key.key().accounts.clone();
+        let scope = if bound.is_empty() { Scope::All } else { Scope::Only(bound) };
+        // The pass travels in the reply: whatever becomes of the question, it comes back.
+        let reply = msg.reply.map(|answer: Result<Permit, Refusal>| answer.map(|permit| Admission { pass, permit }));
+        self.scheduler.addr().do_send(Select { ticket: msg.ticket, call: msg.call, scope, tried: msg.tried, reply });
+    }
+}
+
+impl Handler<Left> for Front {
+    type Result = ();
+
+    fn handle(&mut self, msg: Left, _: &mut Self::Context) {
+        self.scheduler.addr().do_send(msg);
+    }
+}
+
+impl Handler<Drain> for Front {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
+        self.draining.store(true, SeqCst);
+    }
+}

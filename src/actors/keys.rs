@@ -1,0 +1,170 @@
+//! The relay's keys as every worker sees them: a snapshot by hash, read before a body is buffered.
+//!
+//! Not an actor, since checking a key must cost no message. An entry is shared and changed in place: a
+//! revocation holds for every worker and every running call the moment it is made, and a key's slots survive
+//! every edit. Edits go through one lock together with the store, so that both see them in the same order.
+
+use super::permit::Slots;
+use crate::domain::document::Document;
+use crate::domain::{Key, KeyHash, KeyId, Time};
+use crate::store::{Keys, StoreError};
+use arc_swap::ArcSwap;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+/// What stands in for "no limit"; a key's calls are counted all the same.
+const UNLIMITED: u32 = u32::MAX;
+
+/// One key.
+#[derive(Debug)]
+pub struct KeyEntry {
+    /// Its identity.
+    pub id: KeyId,
+    hash: KeyHash,
+    key: ArcSwap<Key>,
+    slots: Arc<Slots>,
+    revoked: ArcSwap<CancellationToken>,
+}
+
+impl KeyEntry {
+    /// An entry for `key`, for tests that send `Route` themselves as much as for the ring.
+    pub fn new(key: Key) -> Arc<Self> {
+        let entry = Self {
+            id: key.id.clone(),
+            hash: key.hash,
+            slots: Slots::new(key.concurrency_limit.unwrap_or(UNLIMITED)),
+            revoked: ArcSwap::from_pointee(CancellationToken::new()),
+            key: ArcSwap::from_pointee(key),
+        };
+        entry.put(entry.key.load_full());
+        Arc::new(entry)
+    }
+
+    /// The key as it is now.
+    pub fn key(&self) -> Arc<Key> {
+        self.key.load_full()
+    }
+
+    /// Its calls.
+    pub fn slots(&self) -> &Arc<Slots> {
+        &self.slots
+    }
+
+    /// Fires when the key is revoked; running calls end by it.
+    pub fn revoked(&self) -> CancellationToken {
+        CancellationToken::clone(&self.revoked.load())
+    }
+
+    fn put(&self, key: Arc<Key>) {
+        self.slots.set_limit(key.concurrency_limit.unwrap_or(UNLIMITED));
+        let active = key.active;
+        self.key.store(key);
+        match (active, self.revoked.load().is_cancelled()) {
+            (false, _) => self.revoked.load().cancel(),
+            (true, true) => self.revoked.store(Arc::new(CancellationToken::new())),
+            (true, false) => {}
+        }
+    }
+}
+
+/// Every key.
+pub struct KeyRing {
+    store: Arc<dyn Keys>,
+    by_hash: ArcSwap<HashMap<KeyHash, Arc<KeyEntry>>>,
+    edits: Mutex<()>,
+}
+
+impl KeyRing {
+    /// Loads every key from the store.
+    ///
+    /// # Errors
+    /// When the store cannot be read. A record that does not parse is left out and logged.
+    pub async fn load(store: Arc<dyn Keys>) -> Result<Arc<Self>, StoreError> {
+        let mut map = HashMap::new();
+        for doc in store.list().await? {
+            match Key::parse(&doc) {
+                Ok(key) => drop(map.insert(key.hash, KeyEntry::new(key))),
+                Err(error) => tracing::error!(%error, id = ?doc.get("id"), "a stored key is left out"),
+            }
+        }
+        Ok(Arc::new(Self { store, by_hash: ArcSwap::from_pointee(map), edits: Mutex::new(()) }))
+    }
+
+    /// The key that was presented, if it is one of ours; usable or not.
+    pub fn find(&self, presented: &str) -> Option<Arc<KeyEntry>> {
+        let hash = KeyHash::of(presented);
+        self.by_hash.load().get(&hash).filter(|entry| entry.hash.matches(&hash)).cloned()
+    }
+
+    /// Every entry, in no order.
+    pub fn entries(&self) -> Vec<Arc<KeyEntry>> {
+        self.by_hash.load().values().cloned().collect()
+    }
+
+    /// Stores a new key; it holds on every worker when this returns.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn create(&self, record: Document, now: Time) -> Result<Document, StoreError> {
+        let _one = self.edits.lock().await;
+        let stored = self.store.insert(record, now).await?;
+        let key = Key::parse(&stored)?;
+        self.rebuild(|map| drop(map.insert(key.hash, KeyEntry::new(key.clone()))));
+        Ok(stored)
+    }
+
+    /// Changes a key; a revocation holds, and running calls end, when this returns.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn patch(&self, id: &KeyId, patch: Document, now: Time) -> Result<Document, StoreError> {
+        let _one = self.edits.lock().await;
+        let stored = self.store.patch(id, patch, now).await?;
+        let key = Key::parse(&stored)?;
+        if let Some(entry) = self.by_hash.load().get(&key.hash) {
+            entry.put(Arc::new(key));
+        }
+        Ok(stored)
+    }
+
+    /// Takes a key away; running calls end.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn remove(&self, id: &KeyId) -> Result<(), StoreError> {
+        let _one = self.edits.lock().await;
+        self.store.remove(id).await?;
+        let gone: Vec<_> = self.entries().into_iter().filter(|e| e.id == *id).collect();
+        for entry in gone {
+            entry.revoked.load().cancel();
+            self.rebuild(|map| drop(map.remove(&entry.hash)));
+        }
+        Ok(())
+    }
+
+    /// One record, as the store has it.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn show(&self, id: &KeyId) -> Result<Document, StoreError> {
+        self.store.load(id).await
+    }
+
+    /// Every record, as the store has it.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn list(&self) -> Result<Vec<Document>, StoreError> {
+        self.store.list().await
+    }
+
+    fn rebuild(&self, edit: impl Fn(&mut HashMap<KeyHash, Arc<KeyEntry>>)) {
+        self.by_hash.rcu(|old| {
+            let mut map = HashMap::clone(old);
+            edit(&mut map);
+            map
+        });
+    }
+}

@@ -1,0 +1,248 @@
+//! Roster: enlists, amends and retires accounts, and is their death watch.
+//!
+//! `actix::Supervisor` does not restart an actor that panicked, so Roster does: an Account's `Drop` tells
+//! `Down`, and a fresh one is made from the store, after a back-off that grows with deaths in a row. Edits block
+//! this actor while the store works, so that the store and the account see them in the same order.
+
+use super::account::{Account, Amended, Retired, Surroundings};
+use super::scheduler::Gone;
+use super::seats::Seats;
+use super::watch::Watch;
+use super::{Actors, Parts};
+use crate::domain::document::Document;
+use crate::domain::{self, AccountId};
+use crate::store::StoreError;
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, AtomicResponse, Context, Handler, Message, WrapFuture};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The first wait before a respawn; doubles with each death within a minute, up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const FORGET_DEATHS: Duration = Duration::from_secs(60);
+
+/// Fields whose edit says that the operator has mended something: the account starts with a clean health.
+const MENDING: [&str; 10] = [
+    "status",
+    "schedulable",
+    "platform",
+    "custom_api_endpoint",
+    "session_token",
+    "access_token",
+    "api_key",
+    "auth_scheme",
+    "headers",
+    "expires_at",
+];
+
+/// The actor.
+pub struct Roster {
+    parts: Arc<Parts>,
+    seats: Arc<Seats>,
+    surroundings: Surroundings,
+    deaths: HashMap<AccountId, (u32, Instant)>,
+    _watch: Watch,
+}
+
+/// Stores a new account and starts it.
+#[derive(Message)]
+#[rtype(result = "Result<Document, StoreError>")]
+pub struct Enlist {
+    /// Its record, `id` set.
+    pub record: Document,
+}
+
+/// Changes an account's record.
+#[derive(Message)]
+#[rtype(result = "Result<Document, StoreError>")]
+pub struct Amend {
+    /// Whose.
+    pub id: AccountId,
+    /// The fields that change.
+    pub patch: Document,
+}
+
+/// Removes an account; its running calls go on.
+#[derive(Message)]
+#[rtype(result = "Result<(), StoreError>")]
+pub struct Retire {
+    /// Which.
+    pub id: AccountId,
+}
+
+/// An account's address.
+#[derive(Message)]
+#[rtype(result = "Option<Addr<Account>>")]
+pub struct Find {
+    /// Whose.
+    pub id: AccountId,
+}
+
+/// An account's actor died.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Down {
+    /// Which.
+    pub id: AccountId,
+    /// Whether by a panic.
+    pub panicked: bool,
+}
+
+/// Answered once every stored account is enlisted.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Settle;
+
+impl Roster {
+    pub(super) fn new(parts: Arc<Parts>, actors: &Actors, watch: Watch) -> Self {
+        let surroundings = Surroundings::new(&parts, actors);
+        Self { parts, seats: actors.seats.clone(), surroundings, deaths: HashMap::new(), _watch: watch }
+    }
+
+    fn spawn(&self, record: domain::Account) {
+        let id = record.id.clone();
+        let slots = self.seats.slots(&id, record.concurrency_limit);
+        let addr = Account::new(Arc::new(record), slots, self.surroundings.clone()).start();
+        self.seats.sit(&id, addr);
+    }
+
+    fn take_off(&mut self, id: &AccountId) {
+        self.deaths.remove(id);
+        if let Some(addr) = self.seats.leave(id) {
+            addr.do_send(Retired);
+        }
+        self.surroundings.scheduler.addr().do_send(Gone { id: id.clone() });
+    }
+
+    /// Makes what runs equal to what is stored: at start, and after a panic of an earlier Roster.
+    fn reconcile(&mut self, stored: Vec<Document>) {
+        let parsed = stored.iter().filter_map(|doc| match domain::Account::parse(doc) {
+            Ok(account) => Some((account.id.clone(), account)),
+            Err(error) => {
+                tracing::error!(%error, id = ?doc.get("id"), "a stored account is left out");
+                None
+            }
+        });
+        let mut wanted: HashMap<AccountId, domain::Account> = parsed.collect();
+        for (id, alive) in self.seats.roll() {
+            match (wanted.contains_key(&id), alive) {
+                (true, true) => drop(wanted.remove(&id)),
+                (true, false) => {}
+                (false, _) => self.take_off(&id),
+            }
+        }
+        wanted.into_values().for_each(|account| self.spawn(account));
+    }
+
+    fn respawn(&mut self, id: AccountId, ctx: &mut Context<Self>) {
+        let accounts = self.parts.stores.accounts.clone();
+        let load = async move { (accounts.load(&id).await, id) };
+        ctx.spawn(load.into_actor(self).map(|(loaded, id), actor, ctx| {
+            match loaded.and_then(|doc| Ok(domain::Account::parse(&doc)?)) {
+                // It may have been respawned, or enlisted anew, while the store was read.
+                Ok(_) if actor.seats.find(&id).is_some() => {}
+                Ok(account) => actor.spawn(account),
+                Err(StoreError::Missing(_)) => actor.take_off(&id),
+                Err(error) => {
+                    tracing::error!(%error, account = %id, "an account could not be read for its respawn");
+                    ctx.notify(Down { id, panicked: false });
+                }
+            }
+        }));
+    }
+}
+
+impl Actor for Roster {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let accounts = self.parts.stores.accounts.clone();
+        let list = async move { accounts.list().await }.into_actor(self).map(|listed, actor, _| match listed {
+            Ok(stored) => actor.reconcile(stored),
+            Err(error) => tracing::error!(%error, "the stored accounts cannot be read"),
+        });
+        // No message before the accounts are there: whoever asks would find an empty pool.
+        ctx.wait(list);
+    }
+}
+
+impl Handler<Enlist> for Roster {
+    type Result = AtomicResponse<Self, Result<Document, StoreError>>;
+
+    fn handle(&mut self, msg: Enlist, _: &mut Self::Context) -> Self::Result {
+        let (accounts, now) = (self.parts.stores.accounts.clone(), self.parts.clock.now());
+        let insert = async move { accounts.insert(msg.record, now).await }.into_actor(self);
+        AtomicResponse::new(Box::pin(insert.map(|stored, actor, _| {
+            let doc = stored?;
+            actor.spawn(domain::Account::parse(&doc)?);
+            Ok(doc)
+        })))
+    }
+}
+
+impl Handler<Amend> for Roster {
+    type Result = AtomicResponse<Self, Result<Document, StoreError>>;
+
+    fn handle(&mut self, msg: Amend, _: &mut Self::Context) -> Self::Result {
+        let (accounts, now) = (self.parts.stores.accounts.clone(), self.parts.clock.now());
+        let forgive = MENDING.iter().any(|f| msg.patch.names(f));
+        let Amend { id, patch } = msg;
+        let write = async move { (accounts.patch(&id, patch, now).await, id) }.into_actor(self);
+        AtomicResponse::new(Box::pin(write.map(move |(stored, id), actor, _| {
+            let doc = stored?;
+            let record = Arc::new(domain::Account::parse(&doc)?);
+            match actor.seats.find(&id) {
+                Some(addr) => addr.do_send(Amended { record, forgive }),
+                None => actor.spawn(domain::Account::clone(&record)),
+            }
+            Ok(doc)
+        })))
+    }
+}
+
+impl Handler<Retire> for Roster {
+    type Result = AtomicResponse<Self, Result<(), StoreError>>;
+
+    fn handle(&mut self, msg: Retire, _: &mut Self::Context) -> Self::Result {
+        let accounts = self.parts.stores.accounts.clone();
+        let remove = async move { (accounts.remove(&msg.id).await, msg.id) }.into_actor(self);
+        AtomicResponse::new(Box::pin(remove.map(|(removed, id), actor, _| {
+            removed?;
+            actor.take_off(&id);
+            Ok(())
+        })))
+    }
+}
+
+impl Handler<Find> for Roster {
+    type Result = Option<Addr<Account>>;
+
+    fn handle(&mut self, msg: Find, _: &mut Self::Context) -> Self::Result {
+        self.seats.find(&msg.id)
+    }
+}
+
+impl Handler<Down> for Roster {
+    type Result = ();
+
+    fn handle(&mut self, msg: Down, ctx: &mut Self::Context) {
+        if self.seats.find(&msg.id).is_some() {
+            return;
+        }
+        self.seats.down(&msg.id);
+        self.surroundings.scheduler.addr().do_send(Gone { id: msg.id.clone() });
+        let (count, last) = self.deaths.get(&msg.id).copied().unwrap_or((0, Instant::now()));
+        let count = if last.elapsed() > FORGET_DEATHS { 1 } else { count + 1 };
+        self.deaths.insert(msg.id.clone(), (count, Instant::now()));
+        let wait = FIRST_WAIT.saturating_mul(1 << (count - 1).min(20)).min(LONGEST_WAIT);
+        tracing::error!(account = %msg.id, panicked = msg.panicked, deaths = count, ?wait, "an account's actor died");
+        ctx.run_later(wait, |actor, ctx| actor.respawn(msg.id, ctx));
+    }
+}
+
+impl Handler<Settle> for Roster {
+    type Result = ();
+
+    fn handle(&mut self, _: Settle, _: &mut Self::Context) {}
+}

@@ -1,0 +1,263 @@
+//! Scheduler: keeps a view of every account and finds one that takes a call.
+//!
+//! Its views are advice: only the Account grants. It asks the best candidate, and on `Busy` walks on to the
+//! next, each account at most once. In this form a call that finds nobody is refused at once.
+
+use super::account::{AccountView, Acquire, Busy};
+use super::permit::Permit;
+use super::reply::{Left, Reply, TicketId};
+use super::watch::Watch;
+use super::{Actors, Parts};
+use crate::clock::Clock;
+use crate::domain::health::{Code, Verdict, glance};
+use crate::domain::selection::{self, Candidate};
+use crate::domain::{AccountId, Call, Refusal, Time};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, MailboxError, Message, SpawnHandle, WrapFuture};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// The actor.
+pub struct Scheduler {
+    entries: Vec<Entry>,
+    index: HashMap<AccountId, usize>,
+    pending: HashMap<TicketId, SpawnHandle>,
+    clock: Clock,
+    _watch: Watch,
+}
+
+struct Entry {
+    view: AccountView,
+    picks: u64,
+}
+
+/// Which accounts may be considered.
+#[derive(Debug, Clone)]
+pub enum Scope {
+    /// Every one.
+    All,
+    /// These and no others, even if none of them can.
+    Only(Arc<[AccountId]>),
+}
+
+/// Finds an account for one call.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Select {
+    /// The caller's place in the line.
+    pub ticket: TicketId,
+    /// Which call.
+    pub call: Arc<Call>,
+    /// Among which accounts.
+    pub scope: Scope,
+    /// But not these.
+    pub tried: Vec<AccountId>,
+    /// Where the answer goes.
+    pub reply: Reply<Result<Permit, Refusal>>,
+}
+
+/// Each account's verdict over a call, now.
+#[derive(Message)]
+#[rtype(result = "Vec<(AccountId, Verdict)>")]
+pub struct Explain {
+    /// Which call.
+    pub call: Arc<Call>,
+    /// Among which accounts.
+    pub scope: Scope,
+}
+
+/// Every view, by id.
+#[derive(Message)]
+#[rtype(result = "Vec<AccountView>")]
+pub struct Survey;
+
+/// An account says how it is.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reported(pub AccountView);
+
+/// An account is gone, or its actor is dead.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Gone {
+    /// Which.
+    pub id: AccountId,
+}
+
+impl Scheduler {
+    pub(super) fn new(parts: &Parts, actors: &Actors, watch: Watch) -> Self {
+        let mut new = Self {
+            entries: Vec::new(),
+            index: HashMap::new(),
+            pending: HashMap::new(),
+            clock: parts.clock.clone(),
+            _watch: watch,
+        };
+        actors.seats.views().into_iter().for_each(|view| new.put(view));
+        new
+    }
+
+    fn put(&mut self, view: AccountView) {
+        match self.index.get(&view.account.id) {
+            Some(&at) => self.entries[at].view = view,
+            None => {
+                self.index.insert(view.account.id.clone(), self.entries.len());
+                // A newcomer starts level with the others, or it would get every call until it had caught up.
+                let picks = self.entries.iter().map(|e| e.picks).min().unwrap_or_default();
+                self.entries.push(Entry { view, picks });
+            }
+        }
+    }
+
+    fn in_scope<'a>(&'a self, scope: &'a Scope) -> Box<dyn Iterator<Item = &'a Entry> + 'a> {
+        match scope {
+            Scope::All => Box::new(self.entries.iter()),
+            Scope::Only(ids) => Box::new(ids.iter().filter_map(|id| self.index.get(id)).map(|&at| &self.entries[at])),
+        }
+    }
+
+    /// The best account that has not been tried, or `None`.
+    fn pick(&mut self, call: &Call, scope: &Scope, tried: &[AccountId], now: Time) -> Option<AccountView> {
+        let candidates = self.in_scope(scope).filter_map(|entry| {
+            let AccountView { account, health, slots, .. } = &entry.view;
+            let in_use = slots.in_use();
+            let seen = glance(account, health, in_use, Some(call), now);
+            (seen.schedulable() && !tried.contains(&account.id)).then(|| Candidate {
+                id: &account.id,
+                priority: account.priority,
+                weight: account.weight,
+                in_use,
+                limit: account.concurrency_limit,
+                picks: entry.picks,
+                last_resort: seen.last_resort(),
+            })
+        });
+        let at = *self.index.get(selection::best(candidates)?.id)?;
+        let entry = &mut self.entries[at];
+        entry.picks += 1;
+        Some(entry.view.clone())
+    }
+
+    fn walk(&mut self, job: Select, now: Time, ctx: &mut Context<Self>) {
+        let Some(view) = self.pick(&job.call, &job.scope, &job.tried, now) else {
+            self.pending.remove(&job.ticket);
+            let refusal = self.refusal(&job, now);
+            return job.reply.send(Err(refusal));
+        };
+        let ticket = job.ticket;
+        let ask = view.addr.send(Acquire { call: job.call.clone() }).into_actor(self);
+        let next = ask.map(move |answer, actor, ctx| actor.answered(answer, view.account.id.clone(), job, now, ctx));
+        let handle = ctx.spawn(next);
+        self.pending.insert(ticket, handle);
+    }
+
+    fn answered(
+        &mut self,
+        answer: Result<Result<Permit, Busy>, MailboxError>,
+        id: AccountId,
+        mut job: Select,
+        now: Time,
+        ctx: &mut Context<Self>,
+    ) {
+        match answer {
+            Ok(Ok(permit)) => {
+                self.pending.remove(&job.ticket);
+                job.reply.send(Ok(permit));
+            }
+            // A dead mailbox is as good as busy: Roster is about to respawn it.
+            Ok(Err(Busy(_))) | Err(_) => {
+                job.tried.push(id);
+                self.walk(job, now, ctx);
+            }
+        }
+    }
+
+    fn refusal(&self, job: &Select, now: Time) -> Refusal {
+        let mut counts: BTreeMap<Code, usize> = BTreeMap::new();
+        let (mut untold, mut until) = (0, None::<Time>);
+        for entry in self.in_scope(&job.scope) {
+            let AccountView { account, health, slots, .. } = &entry.view;
+            let seen = glance(account, health, slots.in_use(), Some(&job.call), now);
+            match seen.first {
+                Some(code) => *counts.entry(code).or_default() += 1,
+                None => untold += 1,
+            }
+            until = [until, seen.end].into_iter().flatten().min();
+        }
+        let mut parts: Vec<_> = counts.iter().map(|(code, n)| format!("{n} {}", code.name())).collect();
+        if untold > 0 {
+            parts.push(format!("{untold} busy"));
+        }
+        if parts.is_empty() {
+            parts.push(match &job.scope {
+                Scope::All => "none is enlisted".to_owned(),
+                Scope::Only(_) => "none of those this key is bound to is enlisted".to_owned(),
+            });
+        }
+        let common = counts.keys().next().copied().filter(|_| counts.len() == 1 && untold == 0);
+        Refusal::NoAccount { common, summary: parts.join(", "), until }
+    }
+}
+
+impl Actor for Scheduler {
+    type Context = Context<Self>;
+}
+
+impl Handler<Select> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, msg: Select, ctx: &mut Self::Context) {
+        let now = self.clock.now();
+        self.walk(msg, now, ctx);
+    }
+}
+
+impl Handler<Left> for Scheduler {
+    type Result = ();
+
+    /// The walk ends here; a grant that is already under way is dropped with it and gives its slot back.
+    fn handle(&mut self, msg: Left, ctx: &mut Self::Context) {
+        if let Some(handle) = self.pending.remove(&msg.ticket) {
+            ctx.cancel_future(handle);
+        }
+    }
+}
+
+impl Handler<Reported> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, msg: Reported, _: &mut Self::Context) {
+        self.put(msg.0);
+    }
+}
+
+impl Handler<Gone> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, msg: Gone, _: &mut Self::Context) {
+        let Some(at) = self.index.remove(&msg.id) else { return };
+        self.entries.swap_remove(at);
+        if let Some(moved) = self.entries.get(at) {
+            self.index.insert(moved.view.account.id.clone(), at);
+        }
+    }
+}
+
+impl Handler<Explain> for Scheduler {
+    type Result = Vec<(AccountId, Verdict)>;
+
+    fn handle(&mut self, msg: Explain, _: &mut Self::Context) -> Self::Result {
+        let now = self.clock.now();
+        let said = self.in_scope(&msg.scope).map(|e| (e.view.account.id.clone(), e.view.verdict(Some(&msg.call), now)));
+        said.collect()
+    }
+}
+
+impl Handler<Survey> for Scheduler {
+    type Result = Vec<AccountView>;
+
+    fn handle(&mut self, _: Survey, _: &mut Self::Context) -> Self::Result {
+        let mut views: Vec<_> = self.entries.iter().map(|e| e.view.clone()).collect();
+        views.sort_by(|a, b| a.account.id.cmp(&b.account.id));
+        views
+    }
+}

@@ -1,0 +1,375 @@
+//! An upstream account: its record, what an operator may write in it, and the typed view the relay works with.
+//!
+//! Field names are a contract with operators and stay as they are: `concurrencyLimit` is camelCase for
+//! history's sake, the rest is snake_case, and both spellings are read.
+
+use super::document::{Document, Field, FieldError, Guard, wrong};
+use super::{Secret, Time};
+use http::Uri;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// An account's identity: 1 to 64 of `A-Z a-z 0-9 . _ -`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AccountId(Arc<str>);
+
+impl AccountId {
+    /// Checks `text`.
+    ///
+    /// # Errors
+    /// When it is empty, too long, or has other characters.
+    pub fn parse(text: &str) -> Result<Self, FieldError> {
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if text.is_empty() || text.len() > 64 || !text.bytes().all(fits) {
+            return Err(FieldError::new("id", "1 to 64 letters, digits, '.', '_' or '-'; leave it out to get one"));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AccountId({})", self.0)
+    }
+}
+
+/// The kinds of upstream the relay can speak to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Platform {
+    /// An endpoint that speaks the Messages API at a base the operator names.
+    ClaudeConsole,
+    /// A Claude subscription, by OAuth token.
+    Claude,
+    /// Anthropic's API, by API key.
+    Anthropic,
+}
+
+impl Platform {
+    /// Every platform with its name on the wire.
+    pub const ALL: [(&'static str, Platform); 3] =
+        [("claudeconsole", Self::ClaudeConsole), ("claude", Self::Claude), ("anthropic", Self::Anthropic)];
+
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, p)| *p == self).map_or("", |(n, _)| n)
+    }
+}
+
+/// In which header a console account's token travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthScheme {
+    /// A token starting `sk-ant-` goes in `x-api-key`, any other in `Authorization: Bearer`.
+    Auto,
+    /// Always `x-api-key`.
+    XApiKey,
+    /// Always `Authorization: Bearer`.
+    Bearer,
+}
+
+/// Which models an account serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Models {
+    /// Whatever is asked.
+    Any,
+    /// Asked name to the name its upstream knows (the same, where a list was written).
+    Map(BTreeMap<String, String>),
+}
+
+impl Models {
+    /// What to ask the upstream for when a client asks for `model`; `None` if it is not served here.
+    pub fn upstream_name<'a>(&'a self, model: &'a str) -> Option<&'a str> {
+        match self {
+            Self::Any => Some(model),
+            Self::Map(map) => map.get(model).map(String::as_str),
+        }
+    }
+}
+
+/// An account, checked and typed.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// Its identity.
+    pub id: AccountId,
+    /// What people call it.
+    pub name: String,
+    /// What it speaks to.
+    pub platform: Platform,
+    /// The operator's endpoint; `None` means the platform's own.
+    pub endpoint: Option<Uri>,
+    /// Comes before [`Account::access_token`].
+    pub session_token: Option<Secret>,
+    /// The second choice of a token.
+    pub access_token: Option<Secret>,
+    /// The key of an `anthropic` account.
+    pub api_key: Option<Secret>,
+    /// Where a console account's token goes.
+    pub auth_scheme: AuthScheme,
+    /// `status` is `active`.
+    pub active: bool,
+    /// The operator's second switch: keep it, but send it nothing.
+    pub schedulable: bool,
+    /// How many calls it may hold at once.
+    pub concurrency_limit: u32,
+    /// Lower goes first.
+    pub priority: i64,
+    /// A share among equals, 1 to 1,000; 100 unless set.
+    pub weight: u32,
+    /// A label for keys and people.
+    pub group: Option<String>,
+    /// Headers added to every request of this account.
+    pub headers: Vec<(String, Secret)>,
+    /// Which models it serves.
+    pub models: Models,
+    /// When it stops being used.
+    pub expires_at: Option<Time>,
+}
+
+const fn field(name: &'static str, alias: Option<&'static str>, guard: Guard) -> Field {
+    Field { name, alias, guard }
+}
+
+/// The fields of an account's record.
+pub const FIELDS: &[Field] = &[
+    field("id", None, Guard::Open),
+    field("name", None, Guard::Open),
+    field("description", None, Guard::Open),
+    field("platform", None, Guard::Open),
+    field("custom_api_endpoint", Some("customApiEndpoint"), Guard::Open),
+    field("session_token", Some("sessionToken"), Guard::Secret),
+    field("access_token", Some("accessToken"), Guard::Secret),
+    field("api_key", Some("apiKey"), Guard::Secret),
+    field("auth_scheme", Some("authScheme"), Guard::Open),
+    field("status", None, Guard::Open),
+    field("schedulable", None, Guard::Open),
+    field("concurrencyLimit", Some("concurrency_limit"), Guard::Open),
+    field("priority", None, Guard::Open),
+    field("weight", None, Guard::Open),
+    field("group", None, Guard::Open),
+    field("headers", None, Guard::SecretMap),
+    field("models", None, Guard::Open),
+    field("expires_at", Some("expiresAt"), Guard::Open),
+    field("created_at", Some("createdAt"), Guard::Fixed),
+    field("updated_at", Some("updatedAt"), Guard::Fixed),
+];
+
+/// The limit of an account that names none.
+pub const DEFAULT_CONCURRENCY_LIMIT: i64 = 5;
+
+/// Headers that an operator may not set: they frame the message, or carry the credential that other fields set.
+const RESERVED_HEADERS: [&str; 12] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "authorization",
+    "x-api-key",
+    "x-goog-api-key",
+    "api-key",
+];
+
+impl Account {
+    /// The typed view of a record, new or stored. Every optional field may be missing; unknown ones are ignored.
+    ///
+    /// # Errors
+    /// Names the first field at fault.
+    pub fn parse(doc: &Document) -> Result<Self, FieldError> {
+        let id = AccountId::parse(doc.text("id")?.unwrap_or_default())?;
+        let platform = parse_platform(doc)?;
+        let endpoint = doc.text("custom_api_endpoint")?.map(parse_endpoint).transpose()?;
+        if platform == Platform::ClaudeConsole && endpoint.is_none() {
+            return Err(FieldError::new(
+                "custom_api_endpoint",
+                "required for platform claudeconsole; set the base URL of its API",
+            ));
+        }
+        Ok(Self {
+            name: doc.text("name")?.unwrap_or(id.as_str()).to_owned(),
+            id,
+            platform,
+            endpoint,
+            session_token: doc.secret("session_token")?,
+            access_token: doc.secret("access_token")?,
+            api_key: doc.secret("api_key")?,
+            auth_scheme: choice(
+                doc,
+                "auth_scheme",
+                &[("auto", AuthScheme::Auto), ("x-api-key", AuthScheme::XApiKey), ("bearer", AuthScheme::Bearer)],
+            )?,
+            active: choice(doc, "status", &[("active", true), ("disabled", false), ("inactive", false)])?,
+            schedulable: doc.flag("schedulable", true)?,
+            concurrency_limit: u32::try_from(
+                doc.integer("concurrencyLimit", 1..=100_000)?.unwrap_or(DEFAULT_CONCURRENCY_LIMIT),
+            )
+            .unwrap_or(u32::MAX),
+            priority: doc.integer("priority", -1_000_000..=1_000_000)?.unwrap_or(50),
+            weight: u32::try_from(doc.integer("weight", 1..=1_000)?.unwrap_or(100)).unwrap_or(100),
+            group: doc.text("group")?.map(str::to_owned),
+            headers: parse_headers(doc)?,
+            models: parse_models(doc)?,
+            expires_at: doc.time("expires_at")?,
+        })
+    }
+}
+
+fn parse_platform(doc: &Document) -> Result<Platform, FieldError> {
+    let known = || Platform::ALL.map(|(n, _)| n).join(", ");
+    let name = doc.text("platform")?.ok_or_else(|| FieldError::new("platform", format!("required: {}", known())))?;
+    let found = Platform::ALL.iter().find(|(n, _)| *n == name);
+    found
+        .map(|(_, p)| *p)
+        .ok_or_else(|| FieldError::new("platform", format!("unknown platform {name:?}; known are {}", known())))
+}
+
+fn choice<T: Copy>(doc: &Document, name: &str, options: &[(&str, T)]) -> Result<T, FieldError> {
+    let Some(text) = doc.text(name)? else { return Ok(options[0].1) };
+    options.iter().find(|(n, _)| *n == text).map(|(_, v)| *v).ok_or_else(|| {
+        let known: Vec<_> = options.iter().map(|(n, _)| *n).collect();
+        FieldError::new(name, format!("expected one of {}, got {text:?}", known.join(", ")))
+    })
+}
+
+/// A base URL that a token may be sent to: http or https, a host, no user info, query or fragment.
+fn parse_endpoint(text: &str) -> Result<Uri, FieldError> {
+    let wrong = |problem: &str| Err(FieldError::new("custom_api_endpoint", problem));
+    if text.contains('#') {
+        return wrong("must not have a fragment; remove everything from '#'");
+    }
+    let Ok(uri) = text.parse::<Uri>() else {
+        return wrong("expected a URL such as https://upstream.example/api");
+    };
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+        return wrong("expected an http or https URL such as https://upstream.example/api");
+    }
+    if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
+        return wrong("must not carry credentials; put the token into session_token");
+    }
+    if uri.query().is_some() {
+        return wrong("must not have a query; remove everything from '?'");
+    }
+    if uri.authority().is_some_and(|a| {
+        a.as_str().ends_with(':')
+            || (a.as_str().rfind(':') > a.as_str().rfind(']') && a.port_u16().is_none_or(|p| p == 0))
+    }) {
+        return wrong("the port must be a number from 1 to 65535");
+    }
+    Ok(uri)
+}
+
+fn parse_headers(doc: &Document) -> Result<Vec<(String, Secret)>, FieldError> {
+    let Some(value) = doc.get("headers") else { return Ok(Vec::new()) };
+    let map = value.as_object().ok_or_else(|| FieldError::new("headers", "expected an object of name to string"))?;
+    let mut out = Vec::with_capacity(map.len());
+    for (name, value) in map {
+        let field = format!("headers.{name}");
+        let lower = name.to_ascii_lowercase();
+        if http::header::HeaderName::from_bytes(lower.as_bytes()).is_err() {
+            return Err(FieldError::new(field, "not a header name"));
+        }
+        if RESERVED_HEADERS.contains(&lower.as_str()) {
+            return Err(FieldError::new(field, "set by the relay; a credential goes into the token fields"));
+        }
+        let text = value.as_str().ok_or_else(|| FieldError::new(&field, "expected a string"))?;
+        if http::header::HeaderValue::from_str(text).is_err() {
+            return Err(FieldError::new(field, "not a header value: line breaks and control characters are out"));
+        }
+        out.push((lower, Secret::new(text)));
+    }
+    Ok(out)
+}
+
+fn parse_models(doc: &Document) -> Result<Models, FieldError> {
+    let expected = "a list of model names, or an object of asked name to upstream name";
+    let Some(value) = doc.get("models") else { return Ok(Models::Any) };
+    let name = |v: &Value| v.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
+    let map: Option<BTreeMap<_, _>> = match value {
+        Value::Array(list) => list.iter().map(|v| name(v).map(|n| (n.clone(), n))).collect(),
+        Value::Object(map) => map.iter().map(|(k, v)| name(v).map(|n| (k.clone(), n))).collect(),
+        _ => None,
+    };
+    let map = map.ok_or_else(|| wrong("models", expected, value))?;
+    Ok(if map.is_empty() { Models::Any } else { Models::Map(map) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(value: Value) -> Result<Account, FieldError> {
+        Document::from_input(value, FIELDS).and_then(|doc| Account::parse(&doc))
+    }
+
+    #[test]
+    fn a_record_with_only_what_is_required_loads() {
+        let account = parse(json!({"id": "a", "platform": "claude"})).unwrap();
+        assert_eq!((account.concurrency_limit, account.active, account.schedulable), (5, true, true));
+        assert!(account.session_token.is_none());
+    }
+
+    #[test]
+    fn both_spellings_are_read() {
+        let one = parse(json!({"id":"a","platform":"claude","concurrency_limit":7,"sessionToken":"t"})).unwrap();
+        assert_eq!(one.concurrency_limit, 7);
+        assert_eq!(one.session_token.unwrap().expose(), "t");
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let console = |endpoint: &str| json!({"id":"a","platform":"claudeconsole","custom_api_endpoint":endpoint});
+        for (value, field) in [
+            (json!({"id":"a"}), "platform"),
+            (json!({"id":"a","platform":"gpt"}), "platform"),
+            (json!({"id":"a b","platform":"claude"}), "id"),
+            (json!({"id":"a","platform":"claude","concurrencyLimit":-1}), "concurrencyLimit"),
+            (json!({"id":"a","platform":"claude","concurrencyLimit":1e30}), "concurrencyLimit"),
+            (json!({"id":"a","platform":"claude","concurrencyLimit":"5"}), "concurrencyLimit"),
+            (json!({"id":"a","platform":"claude","concurrencyLimit":5,"concurrency_limit":6}), "concurrencyLimit"),
+            (json!({"id":"a","platform":"claude","schedulable":"yes"}), "schedulable"),
+            (json!({"id":"a","platform":"claude","colour":"red"}), "colour"),
+            (json!({"id":"a","platform":"claude","created_at":"x"}), "created_at"),
+            (json!({"id":"a","platform":"claude","expires_at":"soon"}), "expires_at"),
+            (json!({"id":"a","platform":"claude","headers":{"X-Api-Key":"k"}}), "headers.X-Api-Key"),
+            (json!({"id":"a","platform":"claude","session_token":"two words"}), "session_token"),
+            (json!({"id":"a","platform":"claudeconsole"}), "custom_api_endpoint"),
+            (console("ftp://h/api"), "custom_api_endpoint"),
+            (console("h/api"), "custom_api_endpoint"),
+            (console("https://u:p@h/api"), "custom_api_endpoint"),
+            (console("https://h/api?x=1"), "custom_api_endpoint"),
+            (console("https://h:99999/api"), "custom_api_endpoint"),
+            (console("https://h:0/api"), "custom_api_endpoint"),
+        ] {
+            let shown = value.to_string();
+            let sent = value.as_object().unwrap().clone();
+            let error = parse(Value::Object(sent)).expect_err(&shown);
+            assert!(error.field.eq_ignore_ascii_case(field) || error.field == "concurrency_limit", "{shown}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_may_be_an_ipv6_literal() {
+        assert!(
+            parse(json!({"id":"a","platform":"claudeconsole","custom_api_endpoint":"http://[::1]:8080/api"})).is_ok()
+        );
+        assert!(parse(json!({"id":"a","platform":"claudeconsole","custom_api_endpoint":"http://[::1]/api"})).is_ok());
+    }
+}

@@ -1,0 +1,148 @@
+//! The facts of one request, read once from its path and body.
+//!
+//! The body is peeked, never re-written: only `model` and `stream` are looked at, and `model` is remembered by
+//! its place, so that an account that maps model names can exchange those bytes and no others.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::ops::Range;
+
+/// What is asked of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `POST /v1/messages`
+    Messages,
+    /// `POST /v1/messages/count_tokens`
+    CountTokens,
+    /// `GET /v1/models` and what lies below it; the tail is as the client sent it, with its leading `/`.
+    Models(String),
+}
+
+/// One request, as far as routing needs to know it.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// What is asked.
+    pub endpoint: Endpoint,
+    /// For which model; `None` where the endpoint has none.
+    pub model: Option<Model>,
+    /// Whether an event stream was asked for.
+    pub stream: bool,
+    /// Body bytes.
+    pub size: usize,
+}
+
+/// A model's name and the place of its JSON string (quotes included) in the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// As the client asked for it.
+    pub name: String,
+    /// Byte range in the body.
+    pub span: Range<usize>,
+}
+
+/// Why a body cannot be relayed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// It is not JSON.
+    #[error("body: not valid JSON: {0}")]
+    NotJson(String),
+    /// It is JSON, but a field that routing needs is wrong.
+    #[error("{field}: {problem}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        problem: &'static str,
+    },
+}
+
+#[derive(Deserialize)]
+struct Peek<'a> {
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
+    #[serde(borrow)]
+    stream: Option<&'a RawValue>,
+}
+
+impl Call {
+    /// A call without a body.
+    pub fn bodiless(endpoint: Endpoint) -> Self {
+        Self { endpoint, model: None, stream: false, size: 0 }
+    }
+
+    /// Reads the facts out of a JSON body.
+    ///
+    /// # Errors
+    /// When the body is no JSON object, lacks `model`, or has a `model` or `stream` of another type.
+    pub fn peek(endpoint: Endpoint, body: &[u8]) -> Result<Self, BodyError> {
+        let wrong = |field, problem| BodyError::Field { field, problem };
+        // JSON is UTF-8 (RFC 8259, 8.1); serde_json checks only the strings that it keeps.
+        let text = std::str::from_utf8(body)
+            .map_err(|e| BodyError::NotJson(format!("invalid UTF-8 at byte {}", e.valid_up_to())))?;
+        if !text.trim_start().starts_with('{') {
+            // A JSON array would deserialize into the struct by position.
+            let object = serde_json::from_str::<serde::de::IgnoredAny>(text).map(|_| ());
+            return Err(match object {
+                Ok(()) => wrong("body", "expected a JSON object"),
+                Err(e) => BodyError::NotJson(e.to_string()),
+            });
+        }
+        let peek: Peek = serde_json::from_str(text).map_err(|e| BodyError::NotJson(e.to_string()))?;
+        let model = peek.model.ok_or_else(|| wrong("model", "required; a model name such as \"claude-opus-4-5\""))?;
+        let name: String = serde_json::from_str(model.get()).map_err(|_| wrong("model", "expected a string"))?;
+        if name.is_empty() || name.len() > 256 || name.chars().any(char::is_control) {
+            return Err(wrong("model", "expected 1 to 256 bytes without control characters"));
+        }
+        let stream = match peek.stream.map(RawValue::get) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err(wrong("stream", "expected true or false")),
+        };
+        let start = model.get().as_ptr().addr() - text.as_ptr().addr();
+        let model = Model { name, span: start..start + model.get().len() };
+        Ok(Self { endpoint, model: Some(model), stream, size: body.len() })
+    }
+
+    /// The model's name, if the endpoint has one.
+    pub fn model_name(&self) -> Option<&str> {
+        self.model.as_ref().map(|m| m.name.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_model_and_stream_are_read() {
+        let body = br#" {"big":12345678901234567890123,"x":{"model":"inner"},"model" : "claude-\u0061","stream":true}"#;
+        let call = Call::peek(Endpoint::Messages, body).unwrap();
+        let model = call.model.unwrap();
+        assert_eq!((model.name.as_str(), call.stream), ("claude-a", true));
+        assert_eq!(&body[model.span], br#""claude-\u0061""#);
+    }
+
+    #[test]
+    fn a_null_counts_as_absent() {
+        assert!(!Call::peek(Endpoint::Messages, br#"{"model":"m","stream":null}"#).unwrap().stream);
+    }
+
+    #[test]
+    fn a_bad_body_names_the_field() {
+        for (body, start) in [
+            (&b"{"[..], "body: not valid JSON"),
+            (b"", "body: not valid JSON"),
+            (b"[\"m\",true]", "body: expected"),
+            (b"{\"model\":\"m\"} x", "body: not valid JSON"),
+            (b"{\"model\":\"m\",\"a\":\"\xff\"}", "body: not valid JSON: invalid UTF-8"),
+            (b"{}", "model: required"),
+            (b"{\"model\":5}", "model: expected"),
+            (b"{\"model\":\"\"}", "model: expected"),
+            (b"{\"model\":\"m\",\"stream\":\"yes\"}", "stream: expected"),
+            (b"{\"model\":\"m\",\"model\":\"n\"}", "body: not valid JSON: duplicate field"),
+        ] {
+            let error = Call::peek(Endpoint::Messages, body).unwrap_err().to_string();
+            assert!(error.starts_with(start), "{error}");
+        }
+    }
+}

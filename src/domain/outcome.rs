@@ -1,0 +1,130 @@
+//! What one attempt at an upstream came to, as far as the account's health is concerned.
+
+use super::Time;
+use serde::Serialize;
+
+/// The judgement over one attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Outcome {
+    /// 2xx, or a redirect handed back.
+    Success {
+        /// The upstream's status.
+        status: u16,
+    },
+    /// An answer that says nothing about the account: the client's fault, or an endpoint whose limits are its own.
+    Neutral {
+        /// The upstream's status.
+        status: u16,
+    },
+    /// 401: the upstream does not take the credential.
+    CredentialRejected {
+        /// The upstream's status.
+        status: u16,
+    },
+    /// 429.
+    RateLimited {
+        /// Until when, if the upstream said so.
+        until: Option<Time>,
+    },
+    /// 529 or 503.
+    Overloaded {
+        /// The upstream's status.
+        status: u16,
+        /// Until when, if the upstream said so.
+        until: Option<Time>,
+    },
+    /// Any other 5xx.
+    ServerFault {
+        /// The upstream's status.
+        status: u16,
+    },
+    /// No answer, or not a whole one.
+    Failed {
+        /// In which way.
+        fault: Fault,
+    },
+}
+
+impl Outcome {
+    /// The upstream's status, if it answered.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Success { status }
+            | Self::Neutral { status }
+            | Self::CredentialRejected { status }
+            | Self::Overloaded { status, .. }
+            | Self::ServerFault { status } => Some(*status),
+            Self::RateLimited { .. } => Some(429),
+            Self::Failed { .. } => None,
+        }
+    }
+}
+
+/// The ways an attempt fails without a usable answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// No connection: name, route, refusal, TLS.
+    #[error("the upstream could not be reached")]
+    Connect,
+    /// No connection within the connect timeout.
+    #[error("the upstream did not accept a connection in time")]
+    ConnectTimeout,
+    /// Connected, but no response head in time.
+    #[error("the upstream did not answer in time")]
+    FirstByteTimeout,
+    /// The connection ended before a response head.
+    #[error("the upstream closed the connection without an answer")]
+    Closed,
+    /// The upstream closed while the request body was still going up; says nothing about the account.
+    #[error("the upstream closed the connection while the request was being sent")]
+    EarlyClose,
+    /// An answer whose end cannot be known (neither content-length nor chunked).
+    #[error("the upstream's answer has no framing")]
+    Framing,
+    /// What came was not HTTP.
+    #[error("the upstream's answer was not valid HTTP")]
+    Protocol,
+    /// The answer ended early.
+    #[error("the upstream's answer was cut")]
+    Cut,
+    /// Nothing came for longer than the idle timeout.
+    #[error("the upstream's answer stopped coming")]
+    IdleTimeout,
+}
+
+impl Fault {
+    /// The name in rows, logs and `x-relay-error`.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Connect => "upstream_unreachable",
+            Self::ConnectTimeout => "upstream_connect_timeout",
+            Self::FirstByteTimeout => "upstream_timeout",
+            Self::Closed => "upstream_closed",
+            Self::EarlyClose => "upstream_early_close",
+            Self::Framing => "upstream_framing",
+            Self::Protocol => "upstream_protocol",
+            Self::Cut => "upstream_cut",
+            Self::IdleTimeout => "upstream_idle_timeout",
+        }
+    }
+
+    /// True where waiting, not failing, was the trouble: 504 rather than 502.
+    pub fn is_timeout(self) -> bool {
+        matches!(self, Self::ConnectTimeout | Self::FirstByteTimeout | Self::IdleTimeout)
+    }
+}
+
+/// What a small request of the relay's own through one account came to (`account test`, a re-probe).
+#[derive(Debug, Clone, Serialize)]
+pub struct ProbeReport {
+    /// The judgement, as for any call.
+    pub outcome: Outcome,
+    /// `error.type` of the upstream's answer, if it had one.
+    pub error_type: Option<String>,
+    /// `error.message` of the upstream's answer, or what kept it from coming.
+    pub message: Option<String>,
+    /// How long it took.
+    pub duration_ms: u64,
+}

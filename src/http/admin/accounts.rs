@@ -1,0 +1,99 @@
+//! `/admin/accounts`: create, list, show, change, remove, test. Records go in and out in the operator's names,
+//! secrets as marks.
+
+use super::{AdminError, State, json};
+use crate::actors::account::Probe;
+use crate::actors::roster::{Amend, Enlist, Retire};
+use crate::domain::account::FIELDS;
+use crate::domain::document::{Document, FieldError};
+use crate::domain::{AccountId, Outcome};
+use actix_web::HttpResponse;
+use actix_web::web::{Bytes, Path};
+use serde_json::json;
+
+type Answer = Result<HttpResponse, AdminError>;
+
+/// The id of the account that an empty store starts with.
+pub const DEMO: &str = "demo";
+
+fn id(path: &Path<String>) -> Result<AccountId, AdminError> {
+    AccountId::parse(path).map_err(|_| AdminError::Store(crate::store::StoreError::Missing(format!("account {path}"))))
+}
+
+fn gone(_: actix::MailboxError) -> AdminError {
+    AdminError::Actor("the roster")
+}
+
+pub async fn list(state: State) -> Answer {
+    let all = state.stores.accounts.list().await?;
+    let shown: Vec<_> = all.iter().map(|doc| doc.masked(FIELDS)).collect();
+    Ok(HttpResponse::Ok().json(json!({ "accounts": shown })))
+}
+
+pub async fn create(state: State, body: Bytes) -> Answer {
+    let mut record = Document::from_input(json(&body)?, FIELDS)?;
+    if record.get("id").is_none() {
+        record.set("id", uuid::Uuid::new_v4().to_string());
+    }
+    let stored = state.actors.roster.addr().send(Enlist { record }).await.map_err(gone)??;
+    retire_demo(&state, &stored).await;
+    Ok(HttpResponse::Created().json(stored.masked(FIELDS)))
+}
+
+/// The demo account has done its work once there is a real one.
+async fn retire_demo(state: &State, added: &Document) {
+    let Ok(id) = AccountId::parse(DEMO) else { return };
+    let is_demo = |doc: &Document| doc.get("demo").and_then(serde_json::Value::as_bool) == Some(true);
+    if is_demo(added) || !state.stores.accounts.load(&id).await.is_ok_and(|doc| is_demo(&doc)) {
+        return;
+    }
+    match state.actors.roster.addr().send(Retire { id }).await {
+        Ok(Ok(())) => tracing::info!("the demo account is retired: a real account was added"),
+        failed => tracing::error!(?failed, "the demo account could not be retired"),
+    }
+}
+
+pub async fn show(state: State, path: Path<String>) -> Answer {
+    let stored = state.stores.accounts.load(&id(&path)?).await?;
+    Ok(HttpResponse::Ok().json(stored.masked(FIELDS)))
+}
+
+pub async fn change(state: State, path: Path<String>, body: Bytes) -> Answer {
+    let patch = Document::from_input(json(&body)?, FIELDS)?;
+    if patch.is_empty() {
+        return Err(FieldError::new("body", "names no field to change").into());
+    }
+    let stored = state.actors.roster.addr().send(Amend { id: id(&path)?, patch }).await.map_err(gone)??;
+    Ok(HttpResponse::Ok().json(stored.masked(FIELDS)))
+}
+
+pub async fn remove(state: State, path: Path<String>) -> Answer {
+    let id = id(&path)?;
+    state.actors.roster.addr().send(Retire { id: id.clone() }).await.map_err(gone)??;
+    Ok(HttpResponse::Ok().json(json!({ "removed": id })))
+}
+
+pub async fn test(state: State, path: Path<String>, body: Bytes) -> Answer {
+    let id = id(&path)?;
+    let sent = if body.is_empty() { json!({}) } else { json(&body)? };
+    let model = match &sent["model"] {
+        serde_json::Value::Null => None,
+        serde_json::Value::String(name) if !name.is_empty() => Some(name.clone()),
+        other => return Err(crate::domain::document::wrong("model", "a model name", other).into()),
+    };
+    // The store knows best whether there is such an account; its actor may be on its way back from a panic.
+    state.stores.accounts.load(&id).await?;
+    let account = state.actors.seats.find(&id).ok_or(AdminError::Actor("the account"))?;
+    let asked = model.clone().unwrap_or_else(|| state.settings.health.probe_model.clone());
+    let report = account.send(Probe { model }).await.map_err(|_| AdminError::Actor("the account"))?;
+    Ok(HttpResponse::Ok().json(json!({
+        "account": id,
+        "ok": matches!(report.outcome, Outcome::Success { .. }),
+        "model": asked,
+        "outcome": serde_json::to_value(&report.outcome).unwrap_or_default()["kind"],
+        "status": report.outcome.status(),
+        "error_type": report.error_type,
+        "message": report.message,
+        "duration_ms": report.duration_ms,
+    })))
+}

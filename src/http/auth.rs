@@ -1,0 +1,86 @@
+//! Finds the relay key in a request, before any of its body is read.
+//!
+//! Clients put it in `x-api-key`, `Authorization: Bearer`, `x-goog-api-key`, `api-key` or `?key=`. Where several
+//! credentials were sent, the one that is a known key counts, else the first.
+
+use crate::actors::{KeyEntry, KeyRing};
+use crate::domain::{Refusal, Time};
+use actix_web::HttpRequest;
+use actix_web::http::header::AUTHORIZATION;
+use std::sync::Arc;
+
+/// Who calls, and what must not travel on.
+pub struct Caller {
+    /// The key.
+    pub key: Arc<KeyEntry>,
+    /// As it was presented.
+    pub presented: String,
+    /// The query without it; `None` if nothing is left.
+    pub query: Option<String>,
+}
+
+/// Finds the caller of `request`.
+///
+/// # Errors
+/// No key, an unknown one, or one that is not accepted at `now`.
+pub fn caller(request: &HttpRequest, keys: &KeyRing, now: Time) -> Result<Caller, Refusal> {
+    let candidates = presented(request);
+    if candidates.is_empty() {
+        return Err(Refusal::KeyMissing);
+    }
+    let found = candidates.iter().find_map(|text| keys.find(text).map(|key| (key, *text)));
+    let (key, presented) = found.ok_or(Refusal::KeyUnknown)?;
+    let record = key.key();
+    if !record.active {
+        return Err(Refusal::KeyRevoked);
+    }
+    if !record.usable(now) {
+        return Err(Refusal::KeyExpired);
+    }
+    let query = without_keys(request.query_string(), presented);
+    Ok(Caller { presented: presented.to_owned(), key, query })
+}
+
+fn presented(request: &HttpRequest) -> Vec<&str> {
+    let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok());
+    let bearer = request.headers().get_all(AUTHORIZATION).filter_map(|v| v.to_str().ok()).find_map(|v| {
+        let (scheme, token) = v.trim().split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    });
+    let in_query = request.query_string().split('&').find_map(|pair| pair.strip_prefix("key="));
+    let all = [header("x-api-key"), bearer, header("x-goog-api-key"), header("api-key"), in_query];
+    all.into_iter().flatten().map(str::trim).filter(|t| !t.is_empty()).collect()
+}
+
+/// The query less every parameter that repeats the key, or is a relay key by its form.
+fn without_keys(query: &str, key: &str) -> Option<String> {
+    let ours = |pair: &&str| pair.contains(key) || pair.strip_prefix("key=").is_some_and(|v| v.starts_with("cr_"));
+    let kept: Vec<_> = query.split('&').filter(|pair| !pair.is_empty() && !ours(pair)).collect();
+    (!kept.is_empty()).then(|| kept.join("&"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::test::TestRequest;
+
+    #[test]
+    fn every_place_is_looked_at_in_order_and_empty_ones_are_passed_over() {
+        let request = TestRequest::with_uri("/v1/messages?key=q")
+            .insert_header(("api-key", "d"))
+            .insert_header(("x-goog-api-key", "c"))
+            .insert_header(("authorization", "bearer b"))
+            .insert_header(("x-api-key", " "))
+            .to_http_request();
+        assert_eq!(presented(&request), ["b", "c", "d", "q"]);
+        assert!(presented(&TestRequest::with_uri("/?key=").to_http_request()).is_empty());
+    }
+
+    #[test]
+    fn the_query_keeps_everything_but_keys() {
+        assert_eq!(without_keys("beta=true&key=cr_1&x=%20", "cr_1").as_deref(), Some("beta=true&x=%20"));
+        assert_eq!(without_keys("key=theirs&a=cr_1", "cr_1").as_deref(), Some("key=theirs"));
+        assert_eq!(without_keys("key=cr_2&b", "cr_1").as_deref(), Some("b"));
+        assert_eq!(without_keys("key=cr_1", "cr_1"), None);
+    }
+}

@@ -1,0 +1,43 @@
+//! What balancers and people ask without a key: is the process up, and would a call find an account.
+
+use super::Shared;
+use actix_web::HttpResponse;
+use actix_web::web::Data;
+use serde_json::json;
+
+/// `/` and `/api`: clients ask here before their first call; nothing of the installation is told.
+pub async fn greeting() -> HttpResponse {
+    HttpResponse::Ok().json(json!({"service": "claude-relay", "status": "ok"}))
+}
+
+/// `/health`: the process answers.
+pub async fn health() -> HttpResponse {
+    HttpResponse::Ok().json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// `/ready`: 200 if a call would be taken, else 503 with the reasons.
+pub async fn ready(shared: Data<Shared>) -> HttpResponse {
+    let reasons = reasons(&shared).await;
+    let body = json!({"ready": reasons.is_empty(), "reasons": reasons});
+    if reasons.is_empty() { HttpResponse::Ok().json(body) } else { HttpResponse::ServiceUnavailable().json(body) }
+}
+
+/// Why the relay is not ready; empty if it is.
+pub async fn reasons(shared: &Shared) -> Vec<serde_json::Value> {
+    let mut out = Vec::new();
+    let mut say = |code: &str, message: String| out.push(json!({"code": code, "message": message}));
+    if shared.actors.is_draining() {
+        say("draining", "the relay is shutting down".to_owned());
+    }
+    if let Err(error) = shared.stores.facts.check().await {
+        say("store", error.to_string());
+    }
+    if shared.journal.degraded() {
+        say("journal", "usage cannot be written to the journal; is the disk full?".to_owned());
+    }
+    let (now, views) = (shared.clock.now(), shared.actors.seats.views());
+    if !views.iter().any(|v| v.verdict(None, now).schedulable) {
+        say("no_schedulable_account", format!("{} accounts, none of which could take a call now", views.len()));
+    }
+    out
+}

@@ -1,0 +1,171 @@
+//! The life of a relayed request: key, body, admission, one attempt, and the answer's way back.
+
+use super::attempt::{Attempt, Facts};
+use super::auth::{self, Caller};
+use super::reply::refuse;
+use super::span::call_id;
+use super::{Worker, body};
+use crate::domain::{Call, Endpoint, Fault, Refusal};
+use crate::platform::meter::Meter;
+use crate::platform::{headers, judge};
+use crate::upstream::tap::{Expect, Tap};
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::http::{Method, StatusCode, Version};
+use actix_web::web::{Bytes, Data, Payload};
+use actix_web::{HttpRequest, HttpResponse};
+use awc::ClientResponse;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// `POST /v1/messages`
+pub async fn messages(request: HttpRequest, payload: Payload, worker: Data<Worker>) -> HttpResponse {
+    answer(request, payload, worker, Endpoint::Messages).await
+}
+
+/// `POST /v1/messages/count_tokens`
+pub async fn count_tokens(request: HttpRequest, payload: Payload, worker: Data<Worker>) -> HttpResponse {
+    answer(request, payload, worker, Endpoint::CountTokens).await
+}
+
+/// `GET /v1/models` and `GET /v1/models/{model}`
+pub async fn models(request: HttpRequest, payload: Payload, worker: Data<Worker>) -> HttpResponse {
+    // As the client wrote it: a decoded segment could not be told from a path.
+    let tail = request.uri().path().split_once("/v1/models").map_or("", |(_, tail)| tail).to_owned();
+    answer(request, payload, worker, Endpoint::Models(tail)).await
+}
+
+async fn answer(request: HttpRequest, payload: Payload, worker: Data<Worker>, endpoint: Endpoint) -> HttpResponse {
+    let (arrived, request_id) = (Instant::now(), call_id(&request));
+    match relayed(&request, payload, &worker, endpoint, arrived, &request_id).await {
+        Ok(response) => response,
+        Err((refusal, key)) => {
+            let (status, _) = refusal.anthropic();
+            let duration_ms = u64::try_from(arrived.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let code = refusal.code();
+            tracing::info!(request_id, key, status, error_by = "relay", code, attempts = 0, duration_ms, "refused");
+            refuse(&refusal, &request_id, worker.shared.clock.now())
+        }
+    }
+}
+
+/// A refusal, and the id of the key if one was found.
+type Refused = (Refusal, Option<String>);
+
+async fn relayed(
+    request: &HttpRequest,
+    payload: Payload,
+    worker: &Data<Worker>,
+    endpoint: Endpoint,
+    arrived: Instant,
+    request_id: &str,
+) -> Result<HttpResponse, Refused> {
+    let shared = &worker.shared;
+    let caller = auth::caller(request, &shared.actors.keys, shared.clock.now()).map_err(|r| (r, None))?;
+    let key_id = caller.key.id.to_string();
+    let mine = |refusal: Refusal| (refusal, Some(key_id.clone()));
+
+    let held = body::read(request, payload, &shared.settings, &shared.body_memory).await.map_err(mine)?;
+    let (bytes, hold) = held.split();
+    let call = match &endpoint {
+        Endpoint::Models(_) => Call::bodiless(endpoint),
+        _ => Call::peek(endpoint, &bytes).map_err(|e| mine(e.into()))?,
+    };
+    let call = Arc::new(call);
+    let admission = shared.actors.route(caller.key.clone(), call.clone(), Vec::new(), None).await.map_err(mine)?;
+
+    let facts = Facts { request_id: request_id.to_owned(), key: key_id.clone(), arrived };
+    let plan = admission.permit.plan().clone();
+    let attempt = Attempt::begin(worker.clone(), admission, call.clone(), facts);
+    tracing::debug!(
+        account = %plan.account,
+        credential = plan.credential_kind.name(),
+        endpoint = plan.address(&call.endpoint),
+        "dialling"
+    );
+    let answer = dial(request, bytes, worker, &caller, &call, attempt).await.map_err(|f| mine(Refusal::Upstream(f)));
+    // The request is out, or has failed: its bytes are not needed any more.
+    drop(hold);
+    let (upstream, attempt) = answer?;
+    Ok(respond(request, worker, &caller, &call, upstream, attempt))
+}
+
+/// Sends the attempt and waits for the head, or for the key's revocation.
+async fn dial(
+    request: &HttpRequest,
+    bytes: Bytes,
+    worker: &Data<Worker>,
+    caller: &Caller,
+    call: &Call,
+    mut attempt: Attempt,
+) -> Result<(ClientResponse, Attempt), Fault> {
+    let plan = attempt.plan().clone();
+    let query = caller.query.as_deref();
+    let prepared = plan.prepare(call, bytes, query, request.headers().iter(), &caller.presented);
+    let sent = match prepared {
+        Some(prepared) => {
+            let method = if call.model.is_some() { Method::POST } else { Method::GET };
+            let revoked = caller.key.revoked();
+            tokio::select! {
+                sent = worker.dialer.send(&plan, method, prepared) => sent,
+                () = revoked.cancelled() => Err(Fault::EarlyClose),
+            }
+        }
+        None => Err(Fault::Protocol),
+    };
+    let upstream = match sent {
+        Ok(upstream) => upstream,
+        Err(fault) => {
+            attempt.failed(fault);
+            return Err(fault);
+        }
+    };
+    let status = upstream.status().as_u16();
+    let find = |name: &str| upstream.headers().get(name).and_then(|v| v.to_str().ok());
+    let upstream_id = find("request-id").map(str::to_owned);
+    tracing::debug!(status, upstream_request_id = upstream_id, "the upstream answered");
+    let outcome = judge::judge(status, find, &call.endpoint, worker.shared.clock.now());
+    attempt.head(status, upstream_id, outcome);
+    Ok((upstream, attempt))
+}
+
+/// The upstream's head as the client gets it, over a body that is a [`Tap`].
+fn respond(
+    request: &HttpRequest,
+    worker: &Data<Worker>,
+    caller: &Caller,
+    call: &Call,
+    upstream: ClientResponse,
+    attempt: Attempt,
+) -> HttpResponse {
+    let status = upstream.status();
+    let find = |name: header::HeaderName| upstream.headers().get(name).and_then(|v| v.to_str().ok());
+    let meter = Meter::new(find(header::CONTENT_TYPE), find(header::CONTENT_ENCODING));
+    let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = find(header::CONTENT_LENGTH).and_then(|v| v.parse().ok()).or(bodiless.then_some(0));
+    let success = status.as_u16() < 400;
+    let old_client = request.version() < Version::HTTP_11;
+    let expect = Expect {
+        success,
+        terminal_event: success && meter.is_stream() && call.endpoint == Endpoint::Messages,
+        length,
+        blunt: old_client,
+        idle: worker.dialer.timeouts().idle,
+        request_id: attempt.request_id().to_owned(),
+    };
+    let mut response = HttpResponse::new(status);
+    pass_back(upstream.headers(), response.headers_mut());
+    if old_client && length.is_none() {
+        // HTTP/1.0 knows no chunking: the end of the connection is the end of the body.
+        response.head_mut().no_chunking(true);
+        response.head_mut().set_connection_type(actix_http::ConnectionType::Close);
+    }
+    response.set_body(Tap::new(upstream, meter, expect, attempt, caller.key.revoked())).map_into_boxed_body()
+}
+
+fn pass_back(from: &HeaderMap, to: &mut HeaderMap) {
+    for (name, value) in from {
+        if headers::returned(name.as_str()) {
+            to.append(name.clone(), value.clone());
+        }
+    }
+}

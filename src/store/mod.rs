@@ -1,0 +1,192 @@
+//! Where accounts, keys and usage are kept: one short trait for each, one module for each engine.
+//!
+//! Called by the actors (Roster, Ledger), the Admin API and start-up; never on a request's path. Records are
+//! documents: a patch carries only the fields that were sent and is laid over the stored record inside one
+//! transaction, so that two edits of different fields both survive, and fields that this binary does not know
+//! are kept. Engines seal what the field tables mark as secret before it touches the disk.
+
+pub mod journal;
+pub mod seal;
+pub mod sqlite;
+
+use crate::domain::document::{Document, FieldError};
+use crate::domain::{AccountId, Ending, KeyId, Time, Usage};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What can go wrong in a store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A record with this id is there already.
+    #[error("{0} exists already")]
+    Duplicate(String),
+    /// No record with this id.
+    #[error("{0} does not exist")]
+    Missing(String),
+    /// The record would not be valid.
+    #[error(transparent)]
+    Invalid(#[from] FieldError),
+    /// A sealed value does not open: the sealing key is not the one it was sealed with.
+    #[error("{0}: cannot be unsealed with this sealing key")]
+    Unseal(String),
+    /// The engine failed or cannot be reached.
+    #[error("store: {0}")]
+    Engine(String),
+}
+
+/// The accounts' records. Every write is validated with [`crate::domain::Account::parse`] before it is kept.
+#[async_trait]
+pub trait Accounts: Send + Sync {
+    /// Every record, by id.
+    async fn list(&self) -> Result<Vec<Document>, StoreError>;
+    /// One record.
+    async fn load(&self, id: &AccountId) -> Result<Document, StoreError>;
+    /// A new record; its `id` is set by the caller, `created_at` and `updated_at` by the store.
+    async fn insert(&self, record: Document, now: Time) -> Result<Document, StoreError>;
+    /// Lays `patch` over the record and returns what came of it. `id` cannot be changed.
+    async fn patch(&self, id: &AccountId, patch: Document, now: Time) -> Result<Document, StoreError>;
+    /// Takes the record away. Its usage stays.
+    async fn remove(&self, id: &AccountId) -> Result<(), StoreError>;
+}
+
+/// The keys' records, with the same rules; validated with [`crate::domain::Key::parse`].
+#[async_trait]
+pub trait Keys: Send + Sync {
+    /// Every record, by id.
+    async fn list(&self) -> Result<Vec<Document>, StoreError>;
+    /// One record.
+    async fn load(&self, id: &KeyId) -> Result<Document, StoreError>;
+    /// A new record; `id`, `hash` and `mark` are set by the caller.
+    async fn insert(&self, record: Document, now: Time) -> Result<Document, StoreError>;
+    /// Lays `patch` over the record and returns what came of it.
+    async fn patch(&self, id: &KeyId, patch: Document, now: Time) -> Result<Document, StoreError>;
+    /// Takes the record away. Its usage stays.
+    async fn remove(&self, id: &KeyId) -> Result<(), StoreError>;
+}
+
+/// What was used: rows of calls, and the journal offsets up to which they were taken in.
+#[async_trait]
+pub trait UsageLedger: Send + Sync {
+    /// Takes one piece of one journal file in: rows, open calls and the new offset commit together, so that a
+    /// replay of the same piece changes nothing.
+    async fn settle(&self, piece: Settlement) -> Result<(), StoreError>;
+    /// The offsets settled so far, by journal file.
+    async fn offsets(&self) -> Result<Vec<(String, u64)>, StoreError>;
+    /// The calls of `boot` (all its journal files) that began and never ended become rows `relay_crashed`.
+    async fn close_crashed(&self, boot: &str) -> Result<u64, StoreError>;
+    /// Forgets the offset of a journal file that was removed.
+    async fn forget(&self, file: &str) -> Result<(), StoreError>;
+    /// Sums by key, account, model and day (UTC).
+    async fn sums(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError>;
+}
+
+/// Small facts about the installation, by name (the admin token's hash, for one).
+#[async_trait]
+pub trait Facts: Send + Sync {
+    /// Reads one.
+    async fn fact(&self, name: &str) -> Result<Option<String>, StoreError>;
+    /// Writes one.
+    async fn set_fact(&self, name: &str, value: &str) -> Result<(), StoreError>;
+    /// Fails if the store cannot be read and written now.
+    async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// A call as the journal saw it begin: written before the first byte goes to an upstream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Unique: boot, worker and a counter.
+    pub call: String,
+    /// Whose key.
+    pub key: String,
+    /// Which account.
+    pub account: String,
+    /// Which model; empty where the endpoint has none.
+    pub model: String,
+    /// `messages`, `count_tokens` or `models`.
+    pub endpoint: String,
+    /// When.
+    pub at: Time,
+}
+
+/// A call as the journal saw it end: written before its last byte leaves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The same as in [`Begun`].
+    pub call: String,
+    /// How.
+    pub ending: Ending,
+    /// The upstream's status, if it answered.
+    pub status: Option<u16>,
+    /// What it used, as far as is known.
+    #[serde(default)]
+    pub usage: Usage,
+    /// Milliseconds to the first byte of the answer, if one came.
+    pub first_byte_ms: Option<u64>,
+    /// Milliseconds in all.
+    pub duration_ms: u64,
+}
+
+/// One piece of one journal file.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// The file's name, which begins with its boot and a `-`.
+    pub file: String,
+    /// The offset the piece starts at; a piece that does not start at the settled offset is refused.
+    pub from: u64,
+    /// The offset after it.
+    pub to: u64,
+    /// Calls that began, in order.
+    pub begun: Vec<Begun>,
+    /// Calls that ended, in order; their beginning may lie in an earlier piece.
+    pub ended: Vec<Ended>,
+}
+
+/// Which sums to show; `None` is all.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageFilter {
+    /// Of this key.
+    pub key: Option<String>,
+    /// Of this account.
+    pub account: Option<String>,
+    /// Of this model.
+    pub model: Option<String>,
+    /// From this day on, `YYYY-MM-DD`.
+    pub since: Option<chrono::NaiveDate>,
+    /// To this day, included.
+    pub until: Option<chrono::NaiveDate>,
+}
+
+/// One sum.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// Key id.
+    pub key: String,
+    /// Account id.
+    pub account: String,
+    /// Model as the client asked for it.
+    pub model: String,
+    /// Day (UTC), `YYYY-MM-DD`.
+    pub day: String,
+    /// Calls, however they ended; each attempt at an upstream counts.
+    pub requests: u64,
+    /// Tokens.
+    #[serde(flatten)]
+    pub usage: Usage,
+    /// Calls by how they ended.
+    pub endings: std::collections::BTreeMap<String, u64>,
+}
+
+/// One engine, as its four faces.
+#[derive(Clone)]
+pub struct Stores {
+    /// Accounts.
+    pub accounts: Arc<dyn Accounts>,
+    /// Keys.
+    pub keys: Arc<dyn Keys>,
+    /// Usage.
+    pub usage: Arc<dyn UsageLedger>,
+    /// Facts.
+    pub facts: Arc<dyn Facts>,
+}

@@ -1,0 +1,33 @@
+//! Logs: JSON or pretty, to standard output, by a thread of their own. A reader that stalls loses lines rather
+//! than stalling the relay.
+
+use crate::settings::{Log, LogFormat};
+use std::io::IsTerminal;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::SubscriberBuilder;
+
+/// Lines that wait at the most.
+const BACKLOG: usize = 16_384;
+
+/// Sets logging up for the process. Lines are flushed when the guard is dropped.
+///
+/// # Errors
+/// When `log.level` is no filter, or logging was set up before.
+pub fn init(log: &Log) -> Result<WorkerGuard, String> {
+    let filter = EnvFilter::try_new(&log.level).map_err(|e| format!("log.level: {e}"))?;
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(BACKLOG).finish(std::io::stdout());
+    let builder = SubscriberBuilder::default().with_env_filter(filter).with_writer(writer);
+    let terminal = std::io::stdout().is_terminal();
+    let json = match log.format {
+        LogFormat::Json => true,
+        LogFormat::Pretty => false,
+        LogFormat::Auto => !terminal,
+    };
+    let done = if json {
+        builder.json().flatten_event(true).with_span_list(false).try_init()
+    } else {
+        builder.with_ansi(terminal).try_init()
+    };
+    done.map(|()| guard).map_err(|e| e.to_string())
+}

@@ -1,0 +1,175 @@
+//! Connections to upstreams: name, TCP, TLS, and a stream that does not take a cut for an end.
+//!
+//! awc reports a FIN inside a body as a clean end, so the outermost stream turns a zero-byte read into an
+//! error; a peer that means to end an answer says so by its framing. TLS is spoken here rather than by awc,
+//! since it must lie below that stream. Only HTTP/1.1 is offered by ALPN: awc's HTTP/2 client sends a stray
+//! request when a pooled connection ends.
+
+use actix_http::Uri;
+use actix_rt::net::{ActixStream, Ready, TcpStream};
+use actix_service::Service;
+use actix_tls::connect::{ConnectError, ConnectInfo, Connection, ConnectorService};
+use futures_util::future::LocalBoxFuture;
+use rustls::pki_types::ServerName;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Dials, with TLS or without.
+#[derive(Clone)]
+pub struct UpstreamConnector {
+    tcp: ConnectorService,
+    tls: Option<TlsConnector>,
+}
+
+impl UpstreamConnector {
+    /// A connector that speaks in the clear.
+    pub fn plain() -> Self {
+        Self { tcp: ConnectorService::default(), tls: None }
+    }
+
+    /// A connector that speaks TLS to every host, whatever the scheme of the URI says.
+    pub fn tls(config: Arc<rustls::ClientConfig>) -> Self {
+        Self { tcp: ConnectorService::default(), tls: Some(TlsConnector::from(config)) }
+    }
+}
+
+/// The TLS settings for upstreams: Mozilla's roots, no client certificate, HTTP/1.1.
+pub fn tls_config() -> Arc<rustls::ClientConfig> {
+    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().expect("ring offers TLS 1.2 and 1.3");
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+impl Service<ConnectInfo<Uri>> for UpstreamConnector {
+    type Response = Connection<Uri, UpstreamStream>;
+    type Error = ConnectError;
+    type Future = LocalBoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    actix_service::always_ready!();
+
+    fn call(&self, request: ConnectInfo<Uri>) -> Self::Future {
+        let dial = self.tcp.call(request);
+        let tls = self.tls.clone();
+        Box::pin(async move {
+            let (tcp, uri) = dial.await?.into_parts();
+            tcp.set_nodelay(true).map_err(ConnectError::Io)?;
+            let inner = match tls {
+                None => Inner::Plain(tcp),
+                Some(tls) => {
+                    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+                    let name = ServerName::try_from(host).map_err(|_| ConnectError::Unresolved)?;
+                    Inner::Tls(Box::new(tls.connect(name, tcp).await.map_err(ConnectError::Io)?))
+                }
+            };
+            Ok(Connection::new(uri, UpstreamStream { inner, refused: false }))
+        })
+    }
+}
+
+/// A connection on which an end is an error.
+#[derive(Debug)]
+pub struct UpstreamStream {
+    inner: Inner,
+    /// The peer took no more of our request. What it answered may still lie in our receive buffer.
+    refused: bool,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl UpstreamStream {
+    fn tcp(&self) -> &TcpStream {
+        match &self.inner {
+            Inner::Plain(tcp) => tcp,
+            Inner::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// An upstream that answers before it has read everything closes its end: the rest of our request has
+    /// nowhere to go, but its answer is there to be read, which awc does only once it has sent all.
+    fn written(&mut self, all: usize, result: io::Result<usize>) -> io::Result<usize> {
+        match result {
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                self.refused = true;
+                Ok(all)
+            }
+            other => other,
+        }
+    }
+
+    fn ended(&self) -> io::Error {
+        let kind = if self.refused { io::ErrorKind::BrokenPipe } else { io::ErrorKind::UnexpectedEof };
+        io::Error::new(kind, "the upstream ended the connection")
+    }
+}
+
+impl AsyncRead for UpstreamStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = match &mut this.inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Inner::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        };
+        Poll::Ready(match ready!(read) {
+            Ok(()) if buf.filled().len() == before && buf.remaining() > 0 => Err(this.ended()),
+            Err(_) if this.refused => Err(this.ended()),
+            other => other,
+        })
+    }
+}
+
+impl AsyncWrite for UpstreamStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.refused {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let wrote = ready!(match &mut this.inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Inner::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        });
+        Poll::Ready(this.written(bytes.len(), wrote))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.refused {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = ready!(match &mut this.inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Inner::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        });
+        Poll::Ready(this.written(0, flushed.map(|()| 0)).map(drop))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Inner::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+impl ActixStream for UpstreamStream {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
+        ActixStream::poll_read_ready(self.tcp(), cx)
+    }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
+        ActixStream::poll_write_ready(self.tcp(), cx)
+    }
+}

@@ -1,0 +1,100 @@
+//! One attempt: sends a prepared request through this thread's client and waits for the head of the answer.
+//!
+//! No limit on connections (an account's slots are the limit), no redirects (the credential would travel), no
+//! headers of our own, no decompression, and no timeout of awc's: its one timer would go on to bound the body.
+
+use super::connector::{UpstreamConnector, tls_config};
+use crate::domain::Fault;
+use crate::platform::{Plan, Prepared};
+use actix_http::error::ParseError;
+use actix_http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use awc::error::{ConnectError, SendRequestError};
+use awc::http::{Method, StatusCode};
+use awc::{Client, ClientResponse, Connector};
+use std::io;
+use std::time::Duration;
+
+/// How long an attempt may take, by phase.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Name, TCP and TLS.
+    pub connect: Duration,
+    /// From the request to the head of the answer, the upload included.
+    pub first_byte: Duration,
+    /// Between two pieces of the answer.
+    pub idle: Duration,
+}
+
+/// An idle connection is kept this long. Upstreams behind common balancers keep theirs for 60 s and more.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const LIFETIME: Duration = Duration::from_secs(600);
+
+/// This thread's way out.
+pub struct Dialer {
+    plain: Client,
+    tls: Client,
+    timeouts: Timeouts,
+}
+
+impl Dialer {
+    /// A way out for this thread.
+    pub fn new(timeouts: Timeouts) -> Self {
+        let client = |connector| {
+            let connector = Connector::new().connector(connector).limit(0).timeout(timeouts.connect);
+            let connector = connector.conn_keep_alive(KEEP_ALIVE).conn_lifetime(LIFETIME);
+            Client::builder().connector(connector).no_default_headers().disable_redirects().disable_timeout().finish()
+        };
+        let tls = UpstreamConnector::tls(tls_config());
+        Self { plain: client(UpstreamConnector::plain()), tls: client(tls), timeouts }
+    }
+
+    /// The phases' bounds.
+    pub fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+
+    /// Sends `request` and waits for the head. Dropping the future closes the connection.
+    ///
+    /// # Errors
+    /// In which way the attempt failed; an answer of any status is none.
+    pub async fn send(&self, plan: &Plan, method: Method, request: Prepared) -> Result<ClientResponse, Fault> {
+        let client = if plan.tls { &self.tls } else { &self.plain };
+        let mut out = client.request(method, request.uri).no_decompress();
+        for (name, value) in request.headers {
+            out.headers_mut().append(name, value);
+        }
+        let bodiless = request.body.is_empty() && out.get_method() == Method::GET;
+        let sending = if bodiless { out.send() } else { out.send_body(request.body) };
+        let bound = self.timeouts.connect + self.timeouts.first_byte;
+        let answer = tokio::time::timeout(bound, sending).await.map_err(|_| Fault::FirstByteTimeout)?;
+        let answer = answer.map_err(|e| fault(&e))?;
+        if framed(&answer) { Ok(answer) } else { Err(Fault::Framing) }
+    }
+}
+
+/// awc loses a body that neither length nor chunking delimits (an empty 200): better no answer than half of one.
+fn framed(answer: &ClientResponse) -> bool {
+    let chunked =
+        answer.headers().get(TRANSFER_ENCODING).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    let bodiless = matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    chunked || bodiless || answer.headers().contains_key(CONTENT_LENGTH)
+}
+
+fn fault(error: &SendRequestError) -> Fault {
+    tracing::debug!(%error, "an attempt failed");
+    let by_io = |e: &io::Error| match e.kind() {
+        io::ErrorKind::BrokenPipe => Fault::EarlyClose,
+        io::ErrorKind::InvalidData => Fault::Protocol,
+        _ => Fault::Closed,
+    };
+    match error {
+        SendRequestError::Connect(ConnectError::Timeout) => Fault::ConnectTimeout,
+        SendRequestError::Connect(ConnectError::Disconnected) => Fault::Closed,
+        SendRequestError::Connect(_) => Fault::Connect,
+        SendRequestError::Timeout => Fault::FirstByteTimeout,
+        SendRequestError::Send(e) => by_io(e),
+        SendRequestError::Response(ParseError::Io(e)) => by_io(e),
+        SendRequestError::Response(_) => Fault::Protocol,
+        _ => Fault::Closed,
+    }
+}

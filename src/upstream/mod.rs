@@ -1,0 +1,8 @@
+//! The way to the upstreams: connections, one attempt, the answer's way back, and probes.
+//!
+//! One [`dial::Dialer`] for each HTTP worker thread; a body never leaves the thread it arrived on.
+
+pub mod connector;
+pub mod dial;
+pub mod probe;
+pub mod tap;
