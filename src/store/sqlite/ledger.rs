@@ -22,7 +22,7 @@ const INSERT_CALL: &str = "INSERT OR IGNORE INTO calls
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
 
 const INSERT_OPEN: &str = "INSERT OR IGNORE INTO open_calls SELECT ?1, ?2, ?3, ?4, ?5, ?6
-    ";
+    WHERE NOT EXISTS (SELECT 1 FROM calls WHERE call = ?1)";
 
 const COUNTED: [&str; 7 + ENDINGS] = [
     "requests",
