@@ -10,7 +10,8 @@ use super::scheduler::{Reported, Scheduler};
 use super::seats::Seats;
 use super::{Live, Parts, ProbeFn};
 use crate::clock::Clock;
-use crate::domain::health::{Health, Policy, Verdict, verdict};
+use crate::domain::health::{Health, Policy};
+use crate::domain::verdict::{Verdict, verdict};
 use crate::domain::{self, AccountId, Call, Fault, Outcome, ProbeReport, Time};
 use crate::platform::Plan;
 use actix::{

@@ -4,7 +4,7 @@
 //! `Down`, and a fresh one is made from the store, after a back-off that grows with deaths in a row. Edits block
 //! this actor while the store works, so that the store and the account see them in the same order.
 
-use super::account::{Account, Amended, Retired, Surroundings};
+use super::account::{Account, Amended, Describe, Retired, Surroundings};
 use super::scheduler::Gone;
 use super::seats::Seats;
 use super::watch::Watch;
@@ -12,7 +12,10 @@ use super::{Actors, Parts};
 use crate::domain::document::Document;
 use crate::domain::{self, AccountId};
 use crate::store::StoreError;
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, AtomicResponse, Context, Handler, Message, WrapFuture};
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, AtomicResponse, Context, Handler, Message, ResponseFuture, WrapFuture,
+};
+use futures_util::future::join_all;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -89,7 +92,7 @@ pub struct Down {
     pub panicked: bool,
 }
 
-/// Answered once every stored account is enlisted.
+/// Answered once every stored account is enlisted and has reported.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Settle;
@@ -100,11 +103,12 @@ impl Roster {
         Self { parts, seats: actors.seats.clone(), surroundings, deaths: HashMap::new(), _watch: watch }
     }
 
-    fn spawn(&self, record: domain::Account) {
+    fn spawn(&self, record: domain::Account) -> Addr<Account> {
         let id = record.id.clone();
         let slots = self.seats.slots(&id, record.concurrency_limit);
         let addr = Account::new(Arc::new(record), slots, self.surroundings.clone()).start();
-        self.seats.sit(&id, addr);
+        self.seats.sit(&id, addr.clone());
+        addr
     }
 
     fn take_off(&mut self, id: &AccountId) {
@@ -132,7 +136,7 @@ impl Roster {
                 (false, _) => self.take_off(&id),
             }
         }
-        wanted.into_values().for_each(|account| self.spawn(account));
+        wanted.into_values().for_each(|account| drop(self.spawn(account)));
     }
 
     fn respawn(&mut self, id: AccountId, ctx: &mut Context<Self>) {
@@ -142,7 +146,7 @@ impl Roster {
             match loaded.and_then(|doc| Ok(domain::Account::parse(&doc)?)) {
                 // It may have been respawned, or enlisted anew, while the store was read.
                 Ok(_) if actor.seats.find(&id).is_some() => {}
-                Ok(account) => actor.spawn(account),
+                Ok(account) => drop(actor.spawn(account)),
                 Err(StoreError::Missing(_)) => actor.take_off(&id),
                 Err(error) => {
                     tracing::error!(%error, account = %id, "an account could not be read for its respawn");
@@ -173,10 +177,15 @@ impl Handler<Enlist> for Roster {
     fn handle(&mut self, msg: Enlist, _: &mut Self::Context) -> Self::Result {
         let (accounts, now) = (self.parts.stores.accounts.clone(), self.parts.clock.now());
         let insert = async move { accounts.insert(msg.record, now).await }.into_actor(self);
-        AtomicResponse::new(Box::pin(insert.map(|stored, actor, _| {
-            let doc = stored?;
-            actor.spawn(domain::Account::parse(&doc)?);
-            Ok(doc)
+        AtomicResponse::new(Box::pin(insert.then(|stored, actor, _| {
+            let started = stored.and_then(|doc| Ok((actor.spawn(domain::Account::parse(&doc)?), doc)));
+            async move {
+                let (addr, doc) = started?;
+                // Its answer comes after its first report: whoever is told of the account can use it.
+                let _ = addr.send(Describe).await;
+                Ok(doc)
+            }
+            .into_actor(actor)
         })))
     }
 }
@@ -189,14 +198,18 @@ impl Handler<Amend> for Roster {
         let forgive = MENDING.iter().any(|f| msg.patch.names(f));
         let Amend { id, patch } = msg;
         let write = async move { (accounts.patch(&id, patch, now).await, id) }.into_actor(self);
-        AtomicResponse::new(Box::pin(write.map(move |(stored, id), actor, _| {
-            let doc = stored?;
-            let record = Arc::new(domain::Account::parse(&doc)?);
-            match actor.seats.find(&id) {
-                Some(addr) => addr.do_send(Amended { record, forgive }),
-                None => actor.spawn(domain::Account::clone(&record)),
+        AtomicResponse::new(Box::pin(write.then(move |(stored, id), actor, _| {
+            let amended = stored.and_then(|doc| {
+                let record = domain::Account::parse(&doc)?;
+                let addr = actor.seats.find(&id).unwrap_or_else(|| actor.spawn(record.clone()));
+                Ok((addr.send(Amended { record: Arc::new(record), forgive }), doc))
+            });
+            async move {
+                let (told, doc) = amended?;
+                let _ = told.await;
+                Ok(doc)
             }
-            Ok(doc)
+            .into_actor(actor)
         })))
     }
 }
@@ -242,7 +255,10 @@ impl Handler<Down> for Roster {
 }
 
 impl Handler<Settle> for Roster {
-    type Result = ();
+    type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, _: Settle, _: &mut Self::Context) {}
+    fn handle(&mut self, _: Settle, _: &mut Self::Context) -> Self::Result {
+        let asked = self.seats.addresses().into_iter().map(|addr| addr.send(Describe));
+        Box::pin(async move { drop(join_all(asked).await) })
+    }
 }

@@ -9,8 +9,8 @@ use super::reply::{Left, Reply, TicketId};
 use super::watch::Watch;
 use super::{Actors, Parts};
 use crate::clock::Clock;
-use crate::domain::health::{Code, Verdict, glance};
 use crate::domain::selection::{self, Candidate};
+use crate::domain::verdict::{Code, Verdict, glance};
 use crate::domain::{AccountId, Call, Refusal, Time};
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, MailboxError, Message, SpawnHandle, WrapFuture};
 use std::collections::{BTreeMap, HashMap};
@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub struct Scheduler {
     entries: Vec<Entry>,
     index: HashMap<AccountId, usize>,
-    pending: HashMap<TicketId, SpawnHandle>,
+    pending: HashMap<TicketId, (SpawnHandle, AccountId)>,
     clock: Clock,
     _watch: Watch,
 }
@@ -28,6 +28,8 @@ pub struct Scheduler {
 struct Entry {
     view: AccountView,
     picks: u64,
+    /// Asked, and not answered yet: counted as load, or calls that arrive together would all see the same free one.
+    asked: u32,
 }
 
 /// Which accounts may be considered.
@@ -103,7 +105,7 @@ impl Scheduler {
                 self.index.insert(view.account.id.clone(), self.entries.len());
                 // A newcomer starts level with the others, or it would get every call until it had caught up.
                 let picks = self.entries.iter().map(|e| e.picks).min().unwrap_or_default();
-                self.entries.push(Entry { view, picks });
+                self.entries.push(Entry { view, picks, asked: 0 });
             }
         }
     }
@@ -125,7 +127,7 @@ impl Scheduler {
                 id: &account.id,
                 priority: account.priority,
                 weight: account.weight,
-                in_use,
+                in_use: in_use + entry.asked,
                 limit: account.concurrency_limit,
                 picks: entry.picks,
                 last_resort: seen.last_resort(),
@@ -134,20 +136,20 @@ impl Scheduler {
         let at = *self.index.get(selection::best(candidates)?.id)?;
         let entry = &mut self.entries[at];
         entry.picks += 1;
+        entry.asked += 1;
         Some(entry.view.clone())
     }
 
     fn walk(&mut self, job: Select, now: Time, ctx: &mut Context<Self>) {
         let Some(view) = self.pick(&job.call, &job.scope, &job.tried, now) else {
-            self.pending.remove(&job.ticket);
             let refusal = self.refusal(&job, now);
             return job.reply.send(Err(refusal));
         };
-        let ticket = job.ticket;
+        let (ticket, id) = (job.ticket, view.account.id.clone());
         let ask = view.addr.send(Acquire { call: job.call.clone() }).into_actor(self);
         let next = ask.map(move |answer, actor, ctx| actor.answered(answer, view.account.id.clone(), job, now, ctx));
         let handle = ctx.spawn(next);
-        self.pending.insert(ticket, handle);
+        self.pending.insert(ticket, (handle, id));
     }
 
     fn answered(
@@ -158,11 +160,9 @@ impl Scheduler {
         now: Time,
         ctx: &mut Context<Self>,
     ) {
+        self.no_longer_asked(job.ticket);
         match answer {
-            Ok(Ok(permit)) => {
-                self.pending.remove(&job.ticket);
-                job.reply.send(Ok(permit));
-            }
+            Ok(Ok(permit)) => job.reply.send(Ok(permit)),
             // A dead mailbox is as good as busy: Roster is about to respawn it.
             Ok(Err(Busy(_))) | Err(_) => {
                 job.tried.push(id);
@@ -171,29 +171,32 @@ impl Scheduler {
         }
     }
 
+    fn no_longer_asked(&mut self, ticket: TicketId) -> Option<SpawnHandle> {
+        let (handle, id) = self.pending.remove(&ticket)?;
+        if let Some(&at) = self.index.get(&id) {
+            self.entries[at].asked = self.entries[at].asked.saturating_sub(1);
+        }
+        Some(handle)
+    }
+
     fn refusal(&self, job: &Select, now: Time) -> Refusal {
         let mut counts: BTreeMap<Code, usize> = BTreeMap::new();
-        let (mut untold, mut until) = (0, None::<Time>);
+        let mut until = None::<Time>;
         for entry in self.in_scope(&job.scope) {
             let AccountView { account, health, slots, .. } = &entry.view;
             let seen = glance(account, health, slots.in_use(), Some(&job.call), now);
-            match seen.first {
-                Some(code) => *counts.entry(code).or_default() += 1,
-                None => untold += 1,
-            }
+            // An account that looks free by now was full when it was asked.
+            *counts.entry(seen.first.unwrap_or(Code::AtCapacity)).or_default() += 1;
             until = [until, seen.end].into_iter().flatten().min();
         }
         let mut parts: Vec<_> = counts.iter().map(|(code, n)| format!("{n} {}", code.name())).collect();
-        if untold > 0 {
-            parts.push(format!("{untold} busy"));
-        }
         if parts.is_empty() {
             parts.push(match &job.scope {
                 Scope::All => "none is enlisted".to_owned(),
                 Scope::Only(_) => "none of those this key is bound to is enlisted".to_owned(),
             });
         }
-        let common = counts.keys().next().copied().filter(|_| counts.len() == 1 && untold == 0);
+        let common = counts.keys().next().copied().filter(|_| counts.len() == 1);
         Refusal::NoAccount { common, summary: parts.join(", "), until }
     }
 }
@@ -216,7 +219,7 @@ impl Handler<Left> for Scheduler {
 
     /// The walk ends here; a grant that is already under way is dropped with it and gives its slot back.
     fn handle(&mut self, msg: Left, ctx: &mut Self::Context) {
-        if let Some(handle) = self.pending.remove(&msg.ticket) {
+        if let Some(handle) = self.no_longer_asked(msg.ticket) {
             ctx.cancel_future(handle);
         }
     }

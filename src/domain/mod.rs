@@ -13,6 +13,7 @@ pub mod refusal;
 pub mod secret;
 pub mod selection;
 pub mod usage;
+pub mod verdict;
 
 pub use account::{Account, AccountId, Platform};
 pub use call::{Call, Endpoint};

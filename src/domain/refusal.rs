@@ -4,7 +4,7 @@
 //! stands in the `x-relay-error` header, which only such answers carry.
 
 use super::call::BodyError;
-use super::health::Code;
+use super::verdict::Code;
 use super::{Fault, Time};
 
 /// Why the relay did not pass an upstream's answer on.

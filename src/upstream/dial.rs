@@ -64,7 +64,7 @@ impl Dialer {
             out.headers_mut().append(name, value);
         }
         let bodiless = request.body.is_empty() && out.get_method() == Method::GET;
-        let sending = if bodiless { out.send() } else { out.send_body(request.body) };
+        let sending = if bodiless { out.send_body(actix_http::body::None::new()) } else { out.send_body(request.body) };
         let bound = self.timeouts.connect + self.timeouts.first_byte;
         let answer = tokio::time::timeout(bound, sending).await.map_err(|_| Fault::FirstByteTimeout)?;
         let answer = answer.map_err(|e| fault(&e))?;

@@ -23,8 +23,9 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 /// How long an upstream may take to end its connection after the terminal event, before we do.
 const TAIL: Duration = Duration::from_millis(500);
 
-/// How long an error event is given to leave before the connection is aborted under it.
-const ERROR_LEAVES: Duration = Duration::from_millis(50);
+/// How long the last bytes before a cut, and the error event, are given to leave before the connection is
+/// aborted under them.
+const LAST_BYTES_LEAVE: Duration = Duration::from_millis(50);
 
 /// Learns how the call ended, once. It holds the permit and the pass, which its drop gives back.
 pub trait Booking {
@@ -67,7 +68,7 @@ pub struct Tap<B: Booking> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// The error event is out; abort when its time to leave is over.
+    /// The answer is cut; abort when the time of the last bytes to leave is over.
     Aborting,
     Done,
 }
@@ -135,15 +136,15 @@ impl<B: Booking> Tap<B> {
     ) -> Poll<Option<Result<Bytes, Abort>>> {
         self.upstream = None;
         self.end(ending, fault);
-        let stands = self.meter.accepts_event() || (self.expect.blunt && self.meter.is_identity());
-        if !(self.meter.is_stream() && self.expect.length.is_none() && stands) {
-            self.phase = Phase::Done;
-            return Poll::Ready(Some(Err(Abort)));
-        }
+        // actix drops what it has not written yet when a body fails: what came before the cut leaves first.
         self.phase = Phase::Aborting;
-        let mut timer = Box::pin(sleep_until(Instant::now() + ERROR_LEAVES));
+        let mut timer = Box::pin(sleep_until(Instant::now() + LAST_BYTES_LEAVE));
         let _ = timer.as_mut().poll(cx);
         self.timer = Some(timer);
+        let stands = self.meter.accepts_event() || (self.expect.blunt && self.meter.is_identity());
+        if !(self.meter.is_stream() && self.expect.length.is_none() && stands) {
+            return Poll::Pending;
+        }
         let message = fault.map_or_else(|| "the relay ended the call".to_owned(), |f| f.to_string());
         let event = error_event(&message, &self.expect.request_id);
         let gap = if self.meter.accepts_event() { "" } else { "\n\n" };

@@ -11,7 +11,13 @@ const USAGE: Usage = Usage { input: 10, output: 42, cache_creation_5m: 5, cache_
 async fn a_console_account_with_a_session_token_works_from_end_to_end() {
     let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
     upstream.always(Reply::message("hello", USAGE).header("request-id", "req_upstream"));
-    let stored = relay.add_account("a08fcb0f-f07f-4775-a2c5-f87bdb907cbf", &upstream, json!({"session_token": "cr_0123456789abcdefcc"})).await;
+    let stored = relay
+        .add_account(
+            "a08fcb0f-f07f-4775-a2c5-f87bdb907cbf",
+            &upstream,
+            json!({"session_token": "cr_0123456789abcdefcc"}),
+        )
+        .await;
     assert_eq!(stored["session_token"], "cr_0…cc (set)");
     let record = relay.add_key_record(json!({"accounts": ["a08fcb0f-f07f-4775-a2c5-f87bdb907cbf"]})).await;
     let key = record["key"].as_str().unwrap();
@@ -29,13 +35,19 @@ async fn a_console_account_with_a_session_token_works_from_end_to_end() {
     assert_eq!(answer.header("x-relay-error"), None);
 
     let seen = &upstream.requests()[0];
-    assert_eq!((seen.method.as_str(), seen.path.as_str(), seen.query.as_deref()), ("POST", "/api/v1/messages", Some("beta=true")));
+    assert_eq!(
+        (seen.method.as_str(), seen.path.as_str(), seen.query.as_deref()),
+        ("POST", "/api/v1/messages", Some("beta=true"))
+    );
     assert_eq!(seen.headers_named("authorization"), ["Bearer cr_0123456789abcdefcc"]);
     assert_eq!(seen.header("host").unwrap(), format!("127.0.0.1:{}", upstream.port()));
     assert_eq!(seen.header("user-agent"), Some("claude-cli/2.1"));
     assert_eq!(seen.header("anthropic-beta"), Some("a-1,unknown-2"));
     assert_eq!(seen.header("x-stainless-lang"), Some("js"));
-    assert_eq!(seen.body, br#"{ "model":"claude-test", "big":12345678901234567890123, "s":"\u00e9\/", "messages":[] }"#);
+    assert_eq!(
+        seen.body,
+        br#"{ "model":"claude-test", "big":12345678901234567890123, "s":"\u00e9\/", "messages":[] }"#
+    );
     assert!(seen.headers.iter().all(|(_, v)| !v.contains(key)), "the client's key went upstream: {:?}", seen.headers);
     assert!(seen.header("accept-encoding").is_none() && seen.header("x-api-key").is_none());
 
@@ -86,8 +98,18 @@ async fn schemes_and_operator_headers_are_as_the_account_says() {
         ("auto-key", json!({"session_token": "sk-ant-api03-x"}), "x-api-key", "sk-ant-api03-x"),
         ("auto-bearer", json!({"session_token": "tok"}), "authorization", "Bearer tok"),
         ("forced-key", json!({"session_token": "tok", "auth_scheme": "x-api-key"}), "x-api-key", "tok"),
-        ("claude", json!({"platform": "claude", "session_token": "sk-ant-oat01-x"}), "authorization", "Bearer sk-ant-oat01-x"),
-        ("anthropic", json!({"platform": "anthropic", "api_key": "sk-ant-x", "custom_api_endpoint": url}), "x-api-key", "sk-ant-x"),
+        (
+            "claude",
+            json!({"platform": "claude", "session_token": "sk-ant-oat01-x"}),
+            "authorization",
+            "Bearer sk-ant-oat01-x",
+        ),
+        (
+            "anthropic",
+            json!({"platform": "anthropic", "api_key": "sk-ant-x", "custom_api_endpoint": url}),
+            "x-api-key",
+            "sk-ant-x",
+        ),
     ] {
         let mut fields = fields;
         fields["headers"] = json!({"anthropic-beta": "operator-1", "x-team": "t"});
@@ -96,7 +118,8 @@ async fn schemes_and_operator_headers_are_as_the_account_says() {
         let answer = relay.send(message(&key).header("anthropic-beta", "client-1")).await;
         assert_eq!(answer.status, 200, "{id}: {}", answer.text());
         let seen = upstream.requests().pop().unwrap();
-        let credentials: Vec<_> = seen.headers.iter().filter(|(n, _)| n == "x-api-key" || n == "authorization").collect();
+        let credentials: Vec<_> =
+            seen.headers.iter().filter(|(n, _)| n == "x-api-key" || n == "authorization").collect();
         assert_eq!(credentials, [&(header.to_owned(), value.to_owned())], "{id}");
         assert_eq!(seen.header("anthropic-beta"), Some("client-1,operator-1"), "{id}");
         assert_eq!(seen.header("x-team"), Some("t"), "{id}");
@@ -136,10 +159,14 @@ async fn an_upstreams_401_is_theirs_and_a_wrong_relay_key_is_ours() {
 async fn a_test_of_an_account_says_what_came_back_and_clears_a_rejection() {
     let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
     relay.add_account("a", &upstream, json!({})).await;
-    upstream.next(Reply::json(401, json!({"type": "error", "error": {"type": "authentication_error", "message": "no"}})));
+    upstream
+        .next(Reply::json(401, json!({"type": "error", "error": {"type": "authentication_error", "message": "no"}})));
     let test = || Request::post("/admin/accounts/a/test").json(json!({"model": "m-1"}));
     let failed = relay.admin(test()).await.json();
-    assert_eq!((&failed["ok"], &failed["status"], &failed["error_type"]), (&json!(false), &json!(401), &json!("authentication_error")));
+    assert_eq!(
+        (&failed["ok"], &failed["status"], &failed["error_type"]),
+        (&json!(false), &json!(401), &json!("authentication_error"))
+    );
     assert_eq!(relay.reasons("a").await, ["credential_rejected"]);
     let passed = relay.admin(test()).await.json();
     assert_eq!((&passed["ok"], &passed["model"]), (&json!(true), &json!("m-1")));
@@ -168,7 +195,8 @@ async fn an_old_stored_record_loads_and_serves() {
     let key = relay.add_key(json!({})).await;
     let dir = relay.stop().await;
     // What an early relay would have written: nothing that is optional, and a field that this one does not know.
-    let record = json!({"id": "old", "platform": "claudeconsole", "custom_api_endpoint": upstream.url(), "from_the_past": 1});
+    let record =
+        json!({"id": "old", "platform": "claudeconsole", "custom_api_endpoint": upstream.url(), "from_the_past": 1});
     let db = rusqlite::Connection::open(dir.path().join("relay.db")).unwrap();
     assert_eq!(db.execute("UPDATE accounts SET record = ?1 WHERE id = 'old'", [record.to_string()]).unwrap(), 1);
     drop(db);

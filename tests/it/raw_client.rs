@@ -31,11 +31,7 @@ pub struct Request {
 impl Request {
     /// A request of any method.
     pub fn new(method: &str, path: &str) -> Self {
-        Self {
-            method: method.into(),
-            path: path.into(),
-            ..Self::default()
-        }
+        Self { method: method.into(), path: path.into(), ..Self::default() }
     }
 
     /// `GET path`.
@@ -66,16 +62,9 @@ impl Request {
     /// These bytes and no others, head and body.
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = bytes.into();
-        let start = String::from_utf8_lossy(&bytes)
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .to_string();
+        let start = String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().to_string();
         let (method, path) = start.split_once(' ').unwrap_or((&start, ""));
-        Self {
-            by_hand: Some(bytes.into()),
-            ..Self::new(method, path)
-        }
+        Self { by_hand: Some(bytes.into()), ..Self::new(method, path) }
     }
 
     /// Adds a header.
@@ -92,8 +81,7 @@ impl Request {
 
     /// A JSON body with its content-length and type.
     pub fn json(self, body: Value) -> Self {
-        self.header("content-type", "application/json")
-            .body(body.to_string())
+        self.header("content-type", "application/json").body(body.to_string())
     }
 
     /// A chunked body of exactly these chunks; the terminal one is added.
@@ -121,8 +109,7 @@ impl Request {
         for (name, value) in &self.headers {
             add(name, value);
         }
-        let sends_body =
-            !self.body.is_empty() || matches!(self.method.as_str(), "POST" | "PUT" | "PATCH");
+        let sends_body = !self.body.is_empty() || matches!(self.method.as_str(), "POST" | "PUT" | "PATCH");
         if sends_body && unset("content-length") && unset("transfer-encoding") {
             add("content-length", &self.body.len().to_string());
         }
@@ -161,14 +148,7 @@ impl Answer {
 
     /// The body as JSON; panics with the answer printed.
     pub fn json(&self) -> Value {
-        let failed = |error| {
-            panic!(
-                "not JSON ({error}): status {}, {:?}: {}",
-                self.status,
-                self.ended,
-                self.text()
-            )
-        };
+        let failed = |error| panic!("not JSON ({error}): status {}, {:?}: {}", self.status, self.ended, self.text());
         serde_json::from_slice(&self.body).unwrap_or_else(failed)
     }
 
@@ -262,14 +242,9 @@ pub struct Connection {
 impl Connection {
     /// Connects.
     pub async fn open(addr: impl ToSocketAddrs) -> Self {
-        let socket = TcpStream::connect(addr)
-            .await
-            .expect("the address to call accepts connections");
+        let socket = TcpStream::connect(addr).await.expect("the address to call accepts connections");
         socket.set_nodelay(true).expect("TCP_NODELAY can be set");
-        let host = socket
-            .peer_addr()
-            .expect("a connected socket has a peer")
-            .to_string();
+        let host = socket.peer_addr().expect("a connected socket has a peer").to_string();
         Self {
             socket,
             host,
@@ -296,19 +271,12 @@ impl Connection {
     pub async fn stream(mut self, request: Request) -> Streaming {
         self.begin(request);
         let answer = self.read_head().await;
-        Streaming {
-            status: answer.status,
-            headers: answer.headers.clone(),
-            connection: self,
-            answer,
-        }
+        Streaming { status: answer.status, headers: answer.headers.clone(), connection: self, answer }
     }
 
     /// Sends bytes without waiting for an answer, as of a request that stays incomplete.
     pub async fn write(&mut self, bytes: &[u8]) {
-        tokio::io::AsyncWriteExt::write_all(&mut self.socket, bytes)
-            .await
-            .expect("the peer takes the bytes");
+        tokio::io::AsyncWriteExt::write_all(&mut self.socket, bytes).await.expect("the peer takes the bytes");
     }
 
     /// Resolves when the peer closes (`Complete`) or resets; whatever it still sends is dropped.
@@ -316,11 +284,7 @@ impl Connection {
         self.deadline = Instant::now() + LIMIT;
         loop {
             if let Err(end) = self.fill().await {
-                return if end == FIN {
-                    Ended::Complete
-                } else {
-                    Ended::Cut(end)
-                };
+                return if end == FIN { Ended::Complete } else { Ended::Cut(end) };
             }
             self.inbox.clear();
         }
@@ -347,8 +311,7 @@ impl Connection {
         if let Some(bytes) = &request.by_hand {
             return self.outbox.extend_from_slice(bytes);
         }
-        self.outbox
-            .extend_from_slice(&request.head_bytes(&self.host));
+        self.outbox.extend_from_slice(&request.head_bytes(&self.host));
         if find(&request.headers, "expect").is_empty() {
             self.outbox.extend_from_slice(&request.body);
         } else {
@@ -373,16 +336,14 @@ impl Connection {
         }
         let mut space = [0; 16 * 1024];
         let mut read = ReadBuf::new(&mut space);
-        Pin::new(&mut self.socket)
-            .poll_read(cx, &mut read)
-            .map(|outcome| match outcome {
-                Err(error) => Err(error.to_string()),
-                Ok(()) if read.filled().is_empty() => Err(FIN.into()),
-                Ok(()) => {
-                    self.inbox.extend_from_slice(read.filled());
-                    Ok(())
-                }
-            })
+        Pin::new(&mut self.socket).poll_read(cx, &mut read).map(|outcome| match outcome {
+            Err(error) => Err(error.to_string()),
+            Ok(()) if read.filled().is_empty() => Err(FIN.into()),
+            Ok(()) => {
+                self.inbox.extend_from_slice(read.filled());
+                Ok(())
+            }
+        })
     }
 
     async fn line(&mut self) -> Result<String, String> {
@@ -396,13 +357,8 @@ impl Connection {
     }
 
     async fn read_head(&mut self) -> Answer {
-        let mut answer = Answer {
-            status: 0,
-            headers: Vec::new(),
-            body: Vec::new(),
-            ended: Ended::Complete,
-            interim: Vec::new(),
-        };
+        let mut answer =
+            Answer { status: 0, headers: Vec::new(), body: Vec::new(), ended: Ended::Complete, interim: Vec::new() };
         if let Err(reason) = self.try_head(&mut answer).await {
             answer.status = 0;
             self.framing = Framing::NoHead;
@@ -416,6 +372,7 @@ impl Connection {
             let start = self.line().await?;
             let status = start
                 .strip_prefix("HTTP/1.1 ")
+                .or_else(|| start.strip_prefix("HTTP/1.0 "))
                 .and_then(|rest| rest.get(..3)?.parse().ok());
             answer.status = status.ok_or_else(|| format!("not a status line: {start:?}"))?;
             answer.headers.clear();
@@ -424,29 +381,20 @@ impl Connection {
                 if line.is_empty() {
                     break;
                 }
-                let (name, value) = line
-                    .split_once(':')
-                    .ok_or_else(|| format!("not a header: {line:?}"))?;
+                let (name, value) = line.split_once(':').ok_or_else(|| format!("not a header: {line:?}"))?;
                 answer.headers.push((name.into(), value.trim().into()));
             }
             if !(100..200).contains(&answer.status) {
                 break;
             }
             answer.interim.push(answer.status);
-            self.outbox
-                .extend_from_slice(&std::mem::take(&mut self.held));
+            self.outbox.extend_from_slice(&std::mem::take(&mut self.held));
         }
-        let chunked = answer
-            .header("transfer-encoding")
-            .is_some_and(|value| value.eq_ignore_ascii_case("chunked"));
+        let chunked = answer.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked"));
         self.framing = match answer.header("content-length") {
             _ if self.bodiless || matches!(answer.status, 204 | 304) => Framing::Nothing,
             _ if chunked => Framing::ChunkSize,
-            Some(length) => Framing::Length(
-                length
-                    .parse()
-                    .map_err(|_| format!("content-length {length:?}"))?,
-            ),
+            Some(length) => Framing::Length(length.parse().map_err(|_| format!("content-length {length:?}"))?),
             None => Framing::UntilClose,
         };
         Ok(())
@@ -491,16 +439,9 @@ impl Connection {
                 }
                 Framing::ChunkSize => {
                     let line = self.line().await?;
-                    let size = usize::from_str_radix(
-                        line.split(';').next().unwrap_or_default().trim(),
-                        16,
-                    );
+                    let size = usize::from_str_radix(line.split(';').next().unwrap_or_default().trim(), 16);
                     let size = size.map_err(|_| format!("not a chunk size: {line:?}"))?;
-                    self.framing = if size == 0 {
-                        Framing::Trailers
-                    } else {
-                        Framing::Chunk(size)
-                    };
+                    self.framing = if size == 0 { Framing::Trailers } else { Framing::Chunk(size) };
                 }
                 Framing::Trailers => {
                     if self.line().await?.is_empty() {
@@ -525,8 +466,6 @@ impl Connection {
 }
 
 fn find<'a>(headers: &'a [(String, String)], name: &str) -> Vec<&'a str> {
-    let named = headers
-        .iter()
-        .filter(|(known, _)| known.eq_ignore_ascii_case(name));
+    let named = headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
     named.map(|(_, value)| value.as_str()).collect()
 }

@@ -43,11 +43,6 @@ impl TestRelay {
         Self { actors: application.actors().clone(), application: Some(application), relay, admin, token, dir }
     }
 
-    /// The actors behind it.
-    pub fn actors(&self) -> &Actors {
-        &self.actors
-    }
-
     /// Where clients call.
     pub fn addr(&self) -> SocketAddr {
         self.relay

@@ -32,10 +32,7 @@ impl Recorded {
 
     /// Every header of this name, in any case.
     pub fn headers_named(&self, name: &str) -> Vec<&str> {
-        let named = self
-            .headers
-            .iter()
-            .filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        let named = self.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value.as_str()).collect()
     }
 }
@@ -69,11 +66,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new() -> Self {
-        let usage = Usage {
-            input: 10,
-            output: 5,
-            ..Usage::default()
-        };
+        let usage = Usage { input: 10, output: 5, ..Usage::default() };
         let state = State {
             once: VecDeque::new(),
             per_credential: HashMap::new(),
@@ -85,11 +78,7 @@ impl Shared {
             aborted: 0,
             changes: 0,
         };
-        Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            received: AtomicU64::new(0),
-        }
+        Self { state: Mutex::new(state), changed: Condvar::new(), received: AtomicU64::new(0) }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -107,10 +96,7 @@ impl Shared {
     /// Waits for a change after `seen`, or a moment, since the byte count rings no bell.
     pub(super) fn wait_for_change(&self, seen: u64) {
         let moment = Duration::from_millis(20);
-        drop(
-            self.changed
-                .wait_timeout_while(self.state(), moment, |state| state.changes == seen),
-        );
+        drop(self.changed.wait_timeout_while(self.state(), moment, |state| state.changes == seen));
     }
 
     fn change<T>(&self, edit: impl FnOnce(&mut State) -> T) -> T {
@@ -130,11 +116,7 @@ impl Shared {
     pub(super) fn early_reply(&self, request: &Recorded) -> Option<Reply> {
         let mut state = self.state();
         if let Some(next) = state.once.front() {
-            return if next.early {
-                state.once.pop_front()
-            } else {
-                None
-            };
+            return if next.early { state.once.pop_front() } else { None };
         }
         match state.standing(request) {
             Script::Fixed(reply) if reply.early => Some(reply),
@@ -167,24 +149,14 @@ impl Shared {
             let peak = state.peak.entry(credential.clone()).or_default();
             *peak = (*peak).max(*open);
         });
-        Call {
-            shared: Arc::clone(self),
-            credential,
-            ended: false,
-        }
+        Call { shared: Arc::clone(self), credential, ended: false }
     }
 }
 
 impl State {
     fn standing(&self, request: &Recorded) -> Script {
-        let own = request
-            .credential
-            .as_ref()
-            .and_then(|credential| self.per_credential.get(credential));
-        own.map_or_else(
-            || self.default.clone(),
-            |reply| Script::Fixed(reply.clone()),
-        )
+        let own = request.credential.as_ref().and_then(|credential| self.per_credential.get(credential));
+        own.map_or_else(|| self.default.clone(), |reply| Script::Fixed(reply.clone()))
     }
 }
 

@@ -20,11 +20,7 @@ pub(super) struct Inlet<'a> {
 
 impl<'a> Inlet<'a> {
     pub(super) fn new(half: ReadHalf<'a>, received: &'a AtomicU64) -> Self {
-        Self {
-            half,
-            waiting: Vec::new(),
-            received,
-        }
+        Self { half, waiting: Vec::new(), received }
     }
 
     async fn more(&mut self) -> io::Result<()> {
@@ -44,12 +40,7 @@ impl<'a> Inlet<'a> {
             while self.more().await.is_ok() {}
             return;
         }
-        while self
-            .half
-            .ready(Interest::READABLE)
-            .await
-            .is_ok_and(|ready| !ready.is_read_closed())
-        {
+        while self.half.ready(Interest::READABLE).await.is_ok_and(|ready| !ready.is_read_closed()) {
             sleep(Duration::from_millis(2)).await;
         }
     }
@@ -66,9 +57,7 @@ impl<'a> Inlet<'a> {
         loop {
             if let Some(at) = self.waiting[seen..].iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.waiting.drain(..=seen + at).collect();
-                return Ok(String::from_utf8_lossy(&line)
-                    .trim_end_matches(['\r', '\n'])
-                    .to_string());
+                return Ok(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_string());
             }
             seen = self.waiting.len();
             self.more().await?;
@@ -99,33 +88,15 @@ impl<'a> Inlet<'a> {
             let (name, value) = line.split_once(':').ok_or(io::ErrorKind::InvalidData)?;
             headers.push((name.to_string(), value.trim().to_string()));
         }
-        let mut request = Recorded {
-            method,
-            path,
-            query,
-            headers,
-            body: Vec::new(),
-            credential: None,
-            connection,
-        };
-        let bearer = || {
-            request
-                .header("authorization")
-                .and_then(|value| value.strip_prefix("Bearer "))
-        };
-        request.credential = request
-            .header("x-api-key")
-            .or_else(bearer)
-            .map(str::to_string);
+        let mut request = Recorded { method, path, query, headers, body: Vec::new(), credential: None, connection };
+        let bearer = || request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+        request.credential = request.header("x-api-key").or_else(bearer).map(str::to_string);
         Ok(request)
     }
 
     /// Reads the body of the request that `head` gave.
     pub(super) async fn body(&mut self, request: &Recorded) -> io::Result<Vec<u8>> {
-        if request
-            .header("transfer-encoding")
-            .is_none_or(|value| !value.eq_ignore_ascii_case("chunked"))
-        {
+        if request.header("transfer-encoding").is_none_or(|value| !value.eq_ignore_ascii_case("chunked")) {
             let length = request.header("content-length").unwrap_or("0");
             let length = length.parse().map_err(|_| io::ErrorKind::InvalidData)?;
             return self.take(length).await;

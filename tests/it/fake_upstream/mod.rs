@@ -45,11 +45,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(self.stop.take());
         // An answering closure may hold the last clone, and then this runs on the thread itself.
-        if let Some(thread) = self
-            .thread
-            .take()
-            .filter(|thread| thread.thread().id() != thread::current().id())
-        {
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != thread::current().id()) {
             let _ = thread.join();
         }
     }
@@ -59,13 +55,8 @@ impl FakeUpstream {
     /// Listens on a free port of 127.0.0.1 and answers every request with a small message.
     pub fn start() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port on loopback");
-        let port = listener
-            .local_addr()
-            .expect("a bound listener has an address")
-            .port();
-        listener
-            .set_nonblocking(true)
-            .expect("a listener can be made non-blocking");
+        let port = listener.local_addr().expect("a bound listener has an address").port();
+        listener.set_nonblocking(true).expect("a listener can be made non-blocking");
         let shared = Arc::new(Shared::new());
         let (stop, stopped) = oneshot::channel();
         let serving = Arc::clone(&shared);
@@ -73,14 +64,7 @@ impl FakeUpstream {
             .name(format!("fake-upstream-{port}"))
             .spawn(move || run(listener, serving, stopped))
             .expect("a thread for the fake upstream");
-        Self {
-            shared,
-            server: Arc::new(Server {
-                port,
-                stop: Some(stop),
-                thread: Some(thread),
-            }),
-        }
+        Self { shared, server: Arc::new(Server { port, stop: Some(stop), thread: Some(thread) }) }
     }
 
     /// `http://127.0.0.1:PORT`.
@@ -105,10 +89,7 @@ impl FakeUpstream {
 
     /// Sets the default reply for one credential.
     pub fn always_for(&self, credential: &str, reply: Reply) {
-        self.shared
-            .state()
-            .per_credential
-            .insert(credential.into(), reply);
+        self.shared.state().per_credential.insert(credential.into(), reply);
     }
 
     /// Computes the default reply from each request once its body is complete (`early` has no effect).
@@ -128,22 +109,12 @@ impl FakeUpstream {
 
     /// How many calls of this credential ("" for none) are open now.
     pub fn open(&self, credential: &str) -> usize {
-        self.shared
-            .state()
-            .open
-            .get(credential)
-            .copied()
-            .unwrap_or_default()
+        self.shared.state().open.get(credential).copied().unwrap_or_default()
     }
 
     /// How many calls of this credential were ever open at once.
     pub fn peak(&self, credential: &str) -> usize {
-        self.shared
-            .state()
-            .peak
-            .get(credential)
-            .copied()
-            .unwrap_or_default()
+        self.shared.state().peak.get(credential).copied().unwrap_or_default()
     }
 
     /// How many calls are open now.
@@ -183,8 +154,7 @@ impl FakeUpstream {
 
     /// Waits, without blocking the thread, until so many requests were seen.
     pub async fn wait_requests_async(&self, count: usize) {
-        self.wait_until_async(|upstream| upstream.shared.state().requests.len() >= count)
-            .await;
+        self.wait_until_async(|upstream| upstream.shared.state().requests.len() >= count).await;
     }
 
     /// Waits, without blocking the thread, until the condition holds.
@@ -198,10 +168,7 @@ impl FakeUpstream {
 
     #[track_caller]
     fn check_patience(&self, deadline: Instant) {
-        assert!(
-            Instant::now() < deadline,
-            "the fake upstream waited {PATIENCE:?} in vain: {self:?}"
-        );
+        assert!(Instant::now() < deadline, "the fake upstream waited {PATIENCE:?} in vain: {self:?}");
     }
 }
 
@@ -209,12 +176,7 @@ impl std::fmt::Debug for FakeUpstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let state = self.shared.state();
         let seen = |requests: &[Recorded]| -> Vec<String> {
-            let line = |request: &Recorded| {
-                format!(
-                    "{} {} as {:?}",
-                    request.method, request.path, request.credential
-                )
-            };
+            let line = |request: &Recorded| format!("{} {} as {:?}", request.method, request.path, request.credential);
             requests.iter().map(line).collect()
         };
         f.debug_struct("FakeUpstream")
@@ -232,13 +194,9 @@ impl std::fmt::Debug for FakeUpstream {
 
 /// The server's thread: one task a connection, all dropped when the last handle is.
 fn run(listener: TcpListener, shared: Arc<Shared>, stopped: oneshot::Receiver<()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let listener =
-            tokio::net::TcpListener::from_std(listener).expect("a non-blocking listener");
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a non-blocking listener");
         let mut accepting = pin!(async {
             let mut connection = 0;
             loop {

@@ -118,9 +118,9 @@ impl Reply {
             json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
             json!({"type": "ping"}),
         ];
-        events.extend(pieces.iter().map(|piece| {
-            json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}})
-        }));
+        events.extend(pieces.iter().map(
+            |piece| json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}),
+        ));
         events.push(json!({"type": "content_block_stop", "index": 0}));
         events.push(json!({
             "type": "message_delta",
@@ -136,9 +136,7 @@ impl Reply {
         let text: String = events
             .iter()
             .map(|event| {
-                let name = event["type"]
-                    .as_str()
-                    .expect("every event above has a type");
+                let name = event["type"].as_str().expect("every event above has a type");
                 format!("event: {name}\ndata: {event}\n\n")
             })
             .collect();
@@ -155,8 +153,7 @@ impl Reply {
     /// Adds a header; a `content-type` replaces the one there is.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if name.eq_ignore_ascii_case("content-type") {
-            self.headers
-                .retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+            self.headers.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
         }
         self.headers.push((name.into(), value.into()));
         self
@@ -281,17 +278,10 @@ fn message_shell(usage: Usage, output: u64) -> Value {
 fn split(body: &[u8], chunks: &Chunks) -> Vec<Vec<u8>> {
     let ends: Vec<usize> = match chunks {
         Chunks::Whole => Vec::new(),
-        Chunks::Bytes(size) => (1..)
-            .map(|n| n * size.max(&1))
-            .take_while(|end| *end < body.len())
-            .collect(),
+        Chunks::Bytes(size) => (1..).map(|n| n * size.max(&1)).take_while(|end| *end < body.len()).collect(),
         Chunks::At(offsets) => offsets.clone(),
         Chunks::Events => (1..body.len())
-            .filter(|end| {
-                [&b"\n\n"[..], b"\r\n\r\n", b"\r\r"]
-                    .iter()
-                    .any(|gap| body[..*end].ends_with(gap))
-            })
+            .filter(|end| [&b"\n\n"[..], b"\r\n\r\n", b"\r\r"].iter().any(|gap| body[..*end].ends_with(gap)))
             .collect(),
     };
     let mut pieces = Vec::with_capacity(ends.len() + 1);

@@ -58,15 +58,8 @@ async fn one_call(
             reply
         }
         None => {
-            let wants_go = request
-                .header("expect")
-                .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
-            if wants_go
-                && write
-                    .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-                    .await
-                    .is_err()
-            {
+            let wants_go = request.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
+            if wants_go && write.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
                 return false;
             }
             match inlet.body(&request).await {
@@ -83,19 +76,13 @@ async fn one_call(
         let mut watching = pin!(inlet.peer_gone(read_body));
         poll_fn(|cx| match answering.as_mut().poll(cx) {
             Poll::Ready(sent) => Poll::Ready(sent),
-            Poll::Pending => watching
-                .as_mut()
-                .poll(cx)
-                .map(|()| Err(io::ErrorKind::ConnectionAborted.into())),
+            Poll::Pending => watching.as_mut().poll(cx).map(|()| Err(io::ErrorKind::ConnectionAborted.into())),
         })
         .await
     };
     let Ok(sent) = sent else { return false };
-    let asked_to_close = request
-        .header("connection")
-        .is_some_and(|value| value.eq_ignore_ascii_case("close"));
-    let last_here =
-        asked_to_close || reply.close || reply.early || reply.framing == Framing::UntilClose;
+    let asked_to_close = request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    let last_here = asked_to_close || reply.close || reply.early || reply.framing == Framing::UntilClose;
     match sent {
         Sent::Whole if !last_here => return true,
         Sent::Whole => {}
@@ -115,12 +102,7 @@ async fn one_call(
 }
 
 /// Writes one answer; stays pending for ever where the script says so.
-async fn answer(
-    write: &mut WriteHalf<'_>,
-    reply: &Reply,
-    request: &Recorded,
-    call: &mut Call,
-) -> io::Result<Sent> {
+async fn answer(write: &mut WriteHalf<'_>, reply: &Reply, request: &Recorded, call: &mut Call) -> io::Result<Sent> {
     if !reply.delay.is_zero() {
         sleep(reply.delay).await;
     }

@@ -1,0 +1,334 @@
+//! The actors by their messages alone: no HTTP, no socket. Also what a panic in each of them does, and does not.
+
+use crate::relay_app::eventually;
+use claude_relay::actors::account::{Acquire, Busy, Describe, Probe, Settled};
+use claude_relay::actors::front::{Drain, Route};
+use claude_relay::actors::ledger::Flush;
+use claude_relay::actors::permit::Permit;
+use claude_relay::actors::reply::{Reply, Ticket, TicketId};
+use claude_relay::actors::roster::{Amend, Enlist, Find, Retire};
+use claude_relay::actors::scheduler::{Explain, Scope, Select, Survey};
+use claude_relay::actors::{Account, Actors, KeyEntry, Parts, ProbeFn, start};
+use claude_relay::clock::Clock;
+use claude_relay::domain::document::Document;
+use claude_relay::domain::health::Policy;
+use claude_relay::domain::verdict::{Code, Verdict};
+use claude_relay::domain::{AccountId, Call, Endpoint, Key, Outcome, PlainKey, ProbeReport, Refusal, Time};
+use claude_relay::store::seal::Sealer;
+use claude_relay::store::sqlite::SqliteStore;
+use futures_util::FutureExt;
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Actors over a store of their own, on a clock that stands still until it is moved.
+struct Pool {
+    actors: Actors,
+    now: Arc<AtomicI64>,
+    fatal: Arc<Mutex<Vec<&'static str>>>,
+    _dir: TempDir,
+}
+
+impl Pool {
+    async fn start() -> Self {
+        Self::start_with(Arc::new(|_, _| Box::pin(async { unreachable!("nothing is probed here") }))).await
+    }
+
+    async fn start_with(probe: ProbeFn) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let sealer = Arc::new(Sealer::open_or_create(dir.path(), None).unwrap());
+        let stores = SqliteStore::open(&dir.path().join("relay.db"), sealer).unwrap().into_stores();
+        let (now, fatal) = (Arc::new(AtomicI64::new(1_800_000_000_000)), Arc::new(Mutex::new(Vec::new())));
+        let (clock, deaths) = (now.clone(), fatal.clone());
+        let parts = Parts {
+            stores,
+            settler: None,
+            settle_interval: Duration::from_secs(3600),
+            clock: Clock::from_fn(move || chrono::DateTime::from_timestamp_millis(clock.load(SeqCst)).unwrap()),
+            policy: Policy::default(),
+            probe,
+            probe_model: "probe-model".to_owned(),
+            on_fatal: Arc::new(move |role| deaths.lock().unwrap().push(role)),
+        };
+        Self { actors: start(parts).await.unwrap(), now, fatal, _dir: dir }
+    }
+
+    fn now(&self) -> Time {
+        chrono::DateTime::from_timestamp_millis(self.now.load(SeqCst)).unwrap()
+    }
+
+    async fn enlist(&self, id: &str, extra: Value) -> AccountId {
+        let mut record = Document::default();
+        record.set("id", id);
+        record.set("platform", "claude");
+        record.set("session_token", "t");
+        for (name, value) in extra.as_object().unwrap() {
+            record.set(name, value.clone());
+        }
+        self.actors.roster.addr().send(Enlist { record }).await.unwrap().unwrap();
+        AccountId::parse(id).unwrap()
+    }
+
+    async fn account(&self, id: &AccountId) -> actix::Addr<Account> {
+        self.actors.roster.addr().send(Find { id: id.clone() }).await.unwrap().unwrap()
+    }
+
+    async fn select(&self, scope: Scope) -> Result<Permit, Refusal> {
+        self.actors.select(call(), scope, Vec::new()).await
+    }
+
+    async fn verdict(&self, id: &AccountId) -> Verdict {
+        let explained = self.actors.scheduler.addr().send(Explain { call: call(), scope: Scope::All }).await.unwrap();
+        explained.into_iter().find(|(i, _)| i == id).unwrap().1
+    }
+
+    async fn codes(&self, id: &AccountId) -> Vec<Code> {
+        self.verdict(id).await.reasons.into_iter().map(|r| r.code).collect()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.actors.stop();
+    }
+}
+
+fn call() -> Arc<Call> {
+    Arc::new(Call::peek(Endpoint::Messages, br#"{"model":"m"}"#).unwrap())
+}
+
+fn key(extra: Value) -> Arc<KeyEntry> {
+    let mut doc = Document::default();
+    doc.set("id", "k");
+    doc.set("name", "k");
+    doc.set("hash", PlainKey::from_random([7; 32]).hash().to_hex());
+    for (name, value) in extra.as_object().unwrap() {
+        doc.set(name, value.clone());
+    }
+    KeyEntry::new(Key::parse(&doc).unwrap())
+}
+
+#[actix_rt::test]
+async fn a_scheduler_selects_an_account_grants_and_a_settlement_shows_in_the_verdict() {
+    let pool = Pool::start().await;
+    let id = pool.enlist("a", json!({"concurrencyLimit": 2})).await;
+    let first = pool.select(Scope::All).await.unwrap();
+    let second = pool.select(Scope::All).await.unwrap();
+    assert_eq!((first.account_id(), pool.actors.outstanding().permits), (&id, 2));
+    let refused = pool.select(Scope::All).await.unwrap_err();
+    assert!(matches!(refused, Refusal::NoAccount { common: Some(Code::AtCapacity), .. }), "{refused:?}");
+    drop(first);
+    assert_eq!(pool.actors.outstanding().permits, 1);
+
+    second.settle(Outcome::RateLimited { until: Some(pool.now() + chrono::TimeDelta::seconds(17)) });
+    let account = pool.account(&id).await;
+    // A question through the same mailbox comes after the settlement.
+    let view = account.send(Describe).await.unwrap();
+    assert_eq!(view.verdict(None, pool.now()).reasons[0].code, Code::RateLimitedBurst);
+    assert_eq!(pool.codes(&id).await, [Code::RateLimitedBurst]);
+    let Err(Busy(verdict)) = account.send(Acquire { call: call() }).await.unwrap() else { panic!("granted") };
+    assert_eq!(verdict.until(), Some(pool.now() + chrono::TimeDelta::seconds(17)));
+    pool.now.fetch_add(17_000, SeqCst);
+    assert!(account.send(Acquire { call: call() }).await.unwrap().is_ok());
+}
+
+#[actix_rt::test]
+async fn a_stale_view_costs_a_step_and_never_a_grant_over_the_limit() {
+    let pool = Pool::start().await;
+    let (a, b) = (pool.enlist("a", json!({"concurrencyLimit": 1})).await, pool.enlist("b", json!({})).await);
+    let held = pool.account(&a).await.send(Acquire { call: call() }).await.unwrap().unwrap();
+    for _ in 0..5 {
+        assert_eq!(pool.select(Scope::All).await.unwrap().account_id(), &b);
+    }
+    let only = Scope::Only(Arc::from([a.clone()]));
+    assert!(pool.select(only.clone()).await.is_err(), "a bound call went elsewhere");
+    drop(held);
+    assert_eq!(pool.select(only).await.unwrap().account_id(), &a);
+    assert!(pool.actors.select(call(), Scope::All, vec![a, b]).await.is_err(), "tried accounts are tried again");
+}
+
+#[actix_rt::test]
+async fn edits_reach_the_account_and_only_mending_ones_clear_its_health() {
+    let pool = Pool::start().await;
+    let id = pool.enlist("a", json!({})).await;
+    let account = pool.account(&id).await;
+    account.send(Settled { outcome: Outcome::CredentialRejected { status: 401 }, generation: 0 }).await.unwrap();
+    let amend = |field: &'static str, value: Value| {
+        let mut patch = Document::default();
+        patch.set(field, value);
+        pool.actors.roster.addr().send(Amend { id: id.clone(), patch })
+    };
+    amend("name", json!("renamed")).await.unwrap().unwrap();
+    assert_eq!(pool.codes(&id).await, [Code::CredentialRejected]);
+    amend("session_token", json!("new")).await.unwrap().unwrap();
+    assert_eq!(pool.codes(&id).await, []);
+    // A late answer to the old credential says nothing about the new one.
+    account.send(Settled { outcome: Outcome::CredentialRejected { status: 401 }, generation: 0 }).await.unwrap();
+    assert_eq!(pool.codes(&id).await, []);
+    amend("status", json!("disabled")).await.unwrap().unwrap();
+    assert_eq!(pool.codes(&id).await, [Code::OperatorDisabled]);
+    pool.actors.roster.addr().send(Retire { id: id.clone() }).await.unwrap().unwrap();
+    assert!(pool.actors.scheduler.addr().send(Survey).await.unwrap().is_empty());
+    eventually("the actor has ended", || !account.connected()).await;
+    assert!(pool.actors.roster.addr().send(Find { id }).await.unwrap().is_none());
+}
+
+#[actix_rt::test]
+async fn front_admits_by_key_and_gives_the_pass_back_whatever_happens() {
+    let pool = Pool::start().await;
+    let limited = key(json!({"concurrencyLimit": 1}));
+    let route = |key: &Arc<KeyEntry>| pool.actors.route(key.clone(), call(), Vec::new(), None);
+    let refused = route(&limited).await.unwrap_err();
+    assert!(matches!(refused, Refusal::NoAccount { common: None, .. }));
+    assert_eq!(limited.slots().in_use(), 0, "a refused call kept its pass");
+    pool.enlist("a", json!({})).await;
+    let admitted = route(&limited).await.unwrap();
+    assert_eq!(route(&limited).await.unwrap_err(), Refusal::KeyAtLimit { limit: 1 });
+    let again = pool.actors.route(limited.clone(), call(), Vec::new(), Some(admitted.pass)).await.unwrap();
+    drop((again, admitted.permit));
+    assert_eq!(limited.slots().in_use(), 0);
+    assert_eq!(route(&key(json!({"status": "revoked"}))).await.unwrap_err(), Refusal::KeyRevoked);
+    assert_eq!(route(&key(json!({"expires_at": "2020-01-01T00:00:00Z"}))).await.unwrap_err(), Refusal::KeyExpired);
+    pool.actors.front.addr().send(Drain).await.unwrap();
+    assert_eq!(route(&limited).await.unwrap_err(), Refusal::Draining);
+    assert_eq!(pool.actors.tickets.outstanding(), 0);
+}
+
+#[actix_rt::test]
+async fn a_caller_that_leaves_gives_everything_back() {
+    let pool = Pool::start().await;
+    pool.enlist("a", json!({"concurrencyLimit": 1})).await;
+    let key = key(json!({}));
+    for _ in 0..100 {
+        let route = pool.actors.route(key.clone(), call(), Vec::new(), None);
+        // Asked, and gone before the answer.
+        assert!(route.now_or_never().is_none());
+    }
+    eventually("nothing is held", || {
+        pool.actors.outstanding() == crate::relay_app::NOTHING && key.slots().in_use() == 0
+    })
+    .await;
+    assert!(pool.select(Scope::All).await.is_ok());
+}
+
+#[actix_rt::test]
+async fn a_panic_in_an_account_leaves_the_others_serving_and_its_slots_counted() {
+    let panics = Arc::new(AtomicUsize::new(0));
+    let count = panics.clone();
+    let probe: ProbeFn = Arc::new(move |_, _| {
+        count.fetch_add(1, SeqCst);
+        panic!("a probe that panics in the account's handler")
+    });
+    let pool = Pool::start_with(probe).await;
+    let (a, b) = (pool.enlist("a", json!({"concurrencyLimit": 2})).await, pool.enlist("b", json!({})).await);
+    let only = |id: &AccountId| Scope::Only(Arc::from([id.clone()]));
+    let held = pool.select(only(&a)).await.unwrap();
+    for round in 1..=3 {
+        let dying = pool.account(&a).await;
+        assert!(dying.send(Probe { model: None }).await.is_err());
+        assert_eq!(panics.load(SeqCst), round);
+        assert!(pool.select(only(&b)).await.is_ok());
+        let seats = pool.actors.seats.clone();
+        eventually("it is respawned", || seats.find(&a).is_some_and(|fresh| fresh != dying)).await;
+        // The probe's own slot came back with the unwinding; the call that runs still counts.
+        assert_eq!(pool.actors.outstanding().permits, 1);
+        let second = pool.select(only(&a)).await.unwrap();
+        assert!(pool.select(only(&a)).await.is_err(), "the respawned account grants over its limit");
+        drop(second);
+    }
+    held.settle(Outcome::Success { status: 200 });
+    drop(held);
+    assert_eq!(pool.actors.outstanding().permits, 0);
+    assert!(pool.fatal.lock().unwrap().is_empty());
+}
+
+#[actix_rt::test]
+async fn a_panic_in_front_or_scheduler_is_survived_with_the_pool_intact() {
+    let pool = Pool::start().await;
+    let id = pool.enlist("a", json!({"concurrencyLimit": 2})).await;
+    let held = pool.select(Scope::All).await.unwrap();
+    pool.account(&id)
+        .await
+        .send(Settled { outcome: Outcome::ServerFault { status: 500 }, generation: 0 })
+        .await
+        .unwrap();
+
+    let old = pool.actors.front.addr();
+    let (reply, _) = Reply::<Result<claude_relay::actors::Admission, Refusal>>::channel();
+    let reply = reply.map(|_: Result<_, Refusal>| panic!("a reply that panics in Front's handler"));
+    let ticket = TicketId(u64::MAX);
+    let revoked = key(json!({"status": "revoked"}));
+    old.do_send(Route { ticket, key: revoked, call: call(), tried: Vec::new(), pass: None, reply });
+    eventually("front is respawned", || pool.actors.front.addr() != old).await;
+    assert!(pool.actors.route(key(json!({})), call(), Vec::new(), None).await.is_ok());
+
+    let old = pool.actors.scheduler.addr();
+    let (reply, _) = Reply::<Result<Permit, Refusal>>::channel();
+    let reply = reply.map(|_: Result<Permit, Refusal>| panic!("a reply that panics in the Scheduler"));
+    old.do_send(Select { ticket, call: call(), scope: Scope::Only(Arc::from([])), tried: Vec::new(), reply });
+    eventually("the scheduler is respawned", || pool.actors.scheduler.addr() != old).await;
+    // The successor knows the accounts, their health and their slots.
+    assert_eq!(pool.codes(&id).await, [Code::ServerFault]);
+    let second = pool.select(Scope::All).await.unwrap();
+    assert!(pool.select(Scope::All).await.is_err());
+    drop((held, second));
+    assert_eq!(pool.actors.outstanding(), crate::relay_app::NOTHING);
+    assert!(pool.fatal.lock().unwrap().is_empty());
+}
+
+#[actix_rt::test]
+async fn three_deaths_of_one_role_within_a_minute_are_fatal() {
+    let pool = Pool::start().await;
+    for deaths in 1..=3 {
+        let old = pool.actors.front.addr();
+        let (reply, _) = Reply::<Result<claude_relay::actors::Admission, Refusal>>::channel();
+        let reply = reply.map(|_: Result<_, Refusal>| panic!("again"));
+        let revoked = key(json!({"status": "revoked"}));
+        old.do_send(Route { ticket: TicketId(0), key: revoked, call: call(), tried: Vec::new(), pass: None, reply });
+        eventually("front is respawned", || pool.actors.front.addr() != old).await;
+        assert_eq!(pool.fatal.lock().unwrap().len(), usize::from(deaths == 3));
+    }
+    assert_eq!(*pool.fatal.lock().unwrap(), ["front"]);
+}
+
+#[actix_rt::test]
+async fn a_ticket_counts_until_it_is_answered_or_left() {
+    let pool = Pool::start().await;
+    let ticket = || Ticket::new(&pool.actors.front, &pool.actors.tickets);
+    let (one, two) = (ticket(), ticket());
+    assert_ne!(one.id(), two.id());
+    assert_eq!(pool.actors.tickets.outstanding(), 2);
+    one.answered();
+    drop(two);
+    assert_eq!(pool.actors.tickets.outstanding(), 0);
+    // Without a journal there is nothing to settle, and that is no error.
+    assert!(pool.actors.ledger.addr().send(Flush).await.unwrap().is_ok());
+}
+
+#[actix_rt::test]
+async fn a_probe_takes_a_slot_and_its_outcome_counts() {
+    let report = |outcome: Outcome| ProbeReport { outcome, error_type: None, message: None, duration_ms: 1 };
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let probe: ProbeFn = Arc::new(move |plan, model| {
+        seen.lock().unwrap().push((plan.account.to_string(), model));
+        let report = report(Outcome::Success { status: 200 });
+        Box::pin(async move { report })
+    });
+    let pool = Pool::start_with(probe).await;
+    let id = pool.enlist("a", json!({"concurrencyLimit": 1, "models": {"asked": "upstream"}})).await;
+    let account = pool.account(&id).await;
+    account.send(Settled { outcome: Outcome::CredentialRejected { status: 401 }, generation: 0 }).await.unwrap();
+    let answer = account.send(Probe { model: Some("asked".to_owned()) }).await.unwrap();
+    assert_eq!(answer.outcome, Outcome::Success { status: 200 });
+    assert_eq!(*asked.lock().unwrap(), [("a".to_owned(), "upstream".to_owned())]);
+    assert_eq!(pool.account(&id).await.send(Describe).await.unwrap().health.probe_at(), None);
+    let call = Arc::new(Call::peek(Endpoint::Messages, br#"{"model":"asked"}"#).unwrap());
+    let held = account.send(Acquire { call }).await.unwrap().unwrap();
+    let full = account.send(Probe { model: None }).await.unwrap();
+    assert!(full.message.unwrap().contains("every slot is in use"));
+    assert_eq!(asked.lock().unwrap().len(), 1, "a probe went over the limit");
+    drop(held);
+}
