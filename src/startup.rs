@@ -62,6 +62,17 @@ pub enum StartError {
     /// The sealing key.
     #[error(transparent)]
     Seal(#[from] crate::store::seal::SealError),
+    /// The sealing key is not the one the store was sealed with.
+    #[error(
+        "the store's secrets are sealed with key {stored}, but this start has key {given}; bring back the file \
+         sealing.key or the value of CLAUDE_RELAY_SEALING_KEY"
+    )]
+    OtherSealingKey {
+        /// The id of the key the store was sealed with.
+        stored: String,
+        /// The id of the key at hand.
+        given: String,
+    },
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -107,7 +118,8 @@ impl Application {
         let dir = DataDir::open(&settings.data_dir)?;
         listener::raise_descriptor_limit();
         let sealer = Arc::new(Sealer::open_or_create(&settings.data_dir, settings.sealing_key.as_ref())?);
-        let stores = SqliteStore::open(&dir.path("relay.db"), sealer)?.into_stores();
+        let stores = SqliteStore::open(&dir.path("relay.db"), sealer.clone())?.into_stores();
+        same_sealing_key(&stores, &sealer).await?;
         let (boot, journal_dir) = (hex::encode(random::<8>()?), dir.path("journal"));
         let settler = open_journal(&journal_dir, &stores, &boot).await?;
         let (clock, journal) = (Clock::system(), Arc::new(JournalHealth::default()));
@@ -183,10 +195,7 @@ impl Application {
             println!("\nThe store is empty, so there is a demo account and one key. Try it:\n");
             println!("  curl -N http://{relay}/v1/messages \\\n    -H 'x-api-key: {}' \\", key.expose());
             println!("    -H 'content-type: application/json' -H 'anthropic-version: 2023-06-01' \\");
-            println!(
-                "    -d '{}'\n",
-                r#"{"model":"demo","max_tokens":64,"stream":true,"messages":[{"role":"user","content":"Hello"}]}"#
-            );
+            println!("    -d '{DEMO_REQUEST}'\n");
             println!("Add a real account with `claude-relay account add --file FILE`; the demo account then retires.");
         }
     }
@@ -230,6 +239,20 @@ fn random<const N: usize>() -> Result<[u8; N], StartError> {
 fn timeouts(settings: &Settings) -> Timeouts {
     let upstream = &settings.upstream;
     Timeouts { connect: upstream.connect_timeout, first_byte: upstream.first_byte_timeout, idle: upstream.idle_timeout }
+}
+
+/// The name of the fact that tells by which key the store's secrets are sealed.
+const SEALED_BY: &str = "sealing_key_id";
+
+/// A relay that came up with another sealing key would leave every account out; better that it does not come up.
+async fn same_sealing_key(stores: &Stores, sealer: &Sealer) -> Result<(), StartError> {
+    match stores.facts.fact(SEALED_BY).await? {
+        Some(id) if id != sealer.key_id() => {
+            Err(StartError::OtherSealingKey { stored: id, given: sealer.key_id().into() })
+        }
+        Some(_) => Ok(()),
+        None => Ok(stores.facts.set_fact(SEALED_BY, sealer.key_id()).await?),
+    }
 }
 
 /// What a relay that was killed left in its journals is booked before the first call.
@@ -317,6 +340,10 @@ async fn demo(shared: &Shared) -> Result<(Option<ServerHandle>, Option<Secret>),
     let (_, plain) = http::admin::keys::issue(shared, key).await.map_err(|e| StoreError::Engine(e.to_string()))?;
     Ok((Some(handle), Some(Secret::new(plain.expose()))))
 }
+
+/// What the greeting's curl sends.
+const DEMO_REQUEST: &str =
+    r#"{"model":"demo","max_tokens":64,"stream":true,"messages":[{"role":"user","content":"Hello"}]}"#;
 
 /// How long a graceful stop waits for connections once no call is left: they only have bytes to flush.
 const LAST_BYTES: u64 = 2;

@@ -15,7 +15,9 @@ const BACKLOG: usize = 16_384;
 /// # Errors
 /// When `log.level` is no filter, or logging was set up before.
 pub fn init(log: &Log) -> Result<WorkerGuard, String> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|e| format!("log.level: {e}"))?;
+    // The servers' own start and stop lines say nothing that ours do not; `log.level` may ask for them back.
+    let filter =
+        EnvFilter::try_new(format!("actix_server=warn,{}", log.level)).map_err(|e| format!("log.level: {e}"))?;
     let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(BACKLOG).finish(std::io::stdout());
     let builder = SubscriberBuilder::default().with_env_filter(filter).with_writer(writer);
     let terminal = std::io::stdout().is_terminal();

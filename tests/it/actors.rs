@@ -203,8 +203,8 @@ async fn a_caller_that_leaves_gives_everything_back() {
     let key = key(json!({}));
     for _ in 0..100 {
         let route = pool.actors.route(key.clone(), call(), Vec::new(), None);
-        // Asked, and gone before the answer.
-        assert!(route.now_or_never().is_none());
+        // Asked, and gone: before the answer, or with it just come.
+        drop(route.now_or_never());
     }
     eventually("nothing is held", || {
         pool.actors.outstanding() == crate::relay_app::NOTHING && key.slots().in_use() == 0

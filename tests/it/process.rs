@@ -228,6 +228,26 @@ async fn the_demo_answers_at_once_and_retires_with_the_first_real_account() {
 }
 
 #[actix_rt::test]
+async fn a_lost_sealing_key_is_named_at_start_and_nothing_is_overwritten() {
+    let (upstream, data) = (FakeUpstream::start(), tempfile::tempdir().unwrap());
+    let relay = RelayProcess::start(data.path(), &["--no-demo"], &[]).await;
+    let key = add(data.path(), &upstream, 5);
+    drop(relay);
+    let (file, aside) = (data.path().join("sealing.key"), data.path().join("aside"));
+    std::fs::rename(&file, &aside).unwrap();
+    let start = command()
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data.path())
+        .output()
+        .unwrap();
+    assert_eq!(start.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&start.stderr).contains("sealing.key"));
+    std::fs::rename(&aside, &file).unwrap();
+    let relay = RelayProcess::start(data.path(), &[], &[]).await;
+    assert_eq!(send(relay.addr, message(&key)).await.status, 200);
+}
+
+#[actix_rt::test]
 async fn the_command_line_says_what_to_do() {
     let data = tempfile::tempdir().unwrap();
     let absent = cli(data.path(), &["status"], "");
