@@ -1,5 +1,6 @@
 //! The actors by their messages alone: no HTTP, no socket. Also what a panic in each of them does, and does not.
 
+use crate::failing_store::{Fuse, failing};
 use crate::relay_app::eventually;
 use claude_relay::actors::account::{Acquire, Busy, Describe, Probe, Settled};
 use claude_relay::actors::front::{Drain, Route};
@@ -13,9 +14,13 @@ use claude_relay::clock::Clock;
 use claude_relay::domain::document::Document;
 use claude_relay::domain::health::Policy;
 use claude_relay::domain::verdict::{Code, Verdict};
-use claude_relay::domain::{AccountId, Call, Endpoint, Key, Outcome, PlainKey, ProbeReport, Refusal, Time};
+use claude_relay::domain::{
+    AccountId, Call, Ending, Endpoint, Key, Outcome, PlainKey, ProbeReport, Refusal, Time, Usage,
+};
+use claude_relay::store::journal::{JournalWriter, Settler};
 use claude_relay::store::seal::Sealer;
 use claude_relay::store::sqlite::SqliteStore;
+use claude_relay::store::{Begun, Ended, Stores, UsageFilter};
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
@@ -23,12 +28,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 
+const BOOT: &str = "00112233aabbccdd";
+
 /// Actors over a store of their own, on a clock that stands still until it is moved.
 struct Pool {
     actors: Actors,
+    stores: Stores,
+    accounts_fuse: Fuse,
+    usage_fuse: Fuse,
     now: Arc<AtomicI64>,
     fatal: Arc<Mutex<Vec<&'static str>>>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Pool {
@@ -40,19 +50,23 @@ impl Pool {
         let dir = tempfile::tempdir().unwrap();
         let sealer = Arc::new(Sealer::open_or_create(dir.path(), None).unwrap());
         let stores = SqliteStore::open(&dir.path().join("relay.db"), sealer).unwrap().into_stores();
+        let (accounts_fuse, usage_fuse) = (Fuse::default(), Fuse::default());
+        let stores = failing(stores, &accounts_fuse, &usage_fuse);
+        let settler = Settler::new(&dir.path().join("journal"), stores.usage.clone(), BOOT).unwrap();
         let (now, fatal) = (Arc::new(AtomicI64::new(1_800_000_000_000)), Arc::new(Mutex::new(Vec::new())));
         let (clock, deaths) = (now.clone(), fatal.clone());
         let parts = Parts {
-            stores,
-            settler: None,
-            settle_interval: Duration::from_secs(3600),
+            stores: stores.clone(),
+            settler: Some(Arc::new(tokio::sync::Mutex::new(settler))),
+            settle_interval: Duration::from_millis(20),
             clock: Clock::from_fn(move || chrono::DateTime::from_timestamp_millis(clock.load(SeqCst)).unwrap()),
             policy: Policy::default(),
             probe,
             probe_model: "probe-model".to_owned(),
             on_fatal: Arc::new(move |role| deaths.lock().unwrap().push(role)),
         };
-        Self { actors: start(parts).await.unwrap(), now, fatal, _dir: dir }
+        let actors = start(parts).await.unwrap();
+        Self { actors, stores, accounts_fuse, usage_fuse, now, fatal, dir }
     }
 
     fn now(&self) -> Time {
@@ -279,6 +293,42 @@ async fn a_panic_in_front_or_scheduler_is_survived_with_the_pool_intact() {
 }
 
 #[actix_rt::test]
+async fn a_panic_in_roster_or_ledger_is_survived_and_nothing_is_lost() {
+    let pool = Pool::start().await;
+    let id = pool.enlist("a", json!({})).await;
+    let held = pool.select(Scope::All).await.unwrap();
+    pool.accounts_fuse.light(1);
+    let old = pool.actors.roster.addr();
+    let mut record = Document::default();
+    record.set("id", "b");
+    record.set("platform", "claude");
+    assert!(old.send(Enlist { record }).await.is_err());
+    eventually("roster is respawned", || pool.actors.roster.addr() != old).await;
+    // The accounts did not notice, and the next edit works.
+    assert_eq!((pool.actors.outstanding().permits, held.account_id()), (1, &id));
+    let b = pool.enlist("b", json!({})).await;
+    assert_eq!(pool.select(Scope::Only(Arc::from([b.clone()]))).await.unwrap().account_id(), &b);
+    drop(held);
+
+    let old = pool.actors.ledger.addr();
+    pool.usage_fuse.light(1);
+    let mut journal = JournalWriter::create(&pool.dir.path().join("journal"), BOOT, 0, Arc::default()).unwrap();
+    let call = journal.next_call();
+    let at = pool.now();
+    let [key, account, model, endpoint] = ["k", "a", "m", "messages"].map(str::to_owned);
+    journal.begun(&Begun { call: call.clone(), key, account, model, endpoint, at });
+    let usage = Usage { output_tokens: 7, ..Usage::default() };
+    let (status, first_byte_ms, duration_ms) = (Some(200), Some(1), 2);
+    journal.ended(&Ended { call, ending: Ending::Complete, status, usage, first_byte_ms, duration_ms });
+    eventually("ledger is respawned", || pool.actors.ledger.addr() != old).await;
+    assert!(pool.usage_fuse.is_burnt());
+    pool.actors.ledger.addr().send(Flush).await.unwrap().unwrap();
+    let rows = pool.stores.usage.sums(&UsageFilter::default()).await.unwrap();
+    assert_eq!((rows.len(), rows[0].requests, rows[0].usage), (1, 1, usage));
+    assert!(pool.fatal.lock().unwrap().is_empty());
+}
+
+#[actix_rt::test]
 async fn three_deaths_of_one_role_within_a_minute_are_fatal() {
     let pool = Pool::start().await;
     for deaths in 1..=3 {
@@ -303,8 +353,6 @@ async fn a_ticket_counts_until_it_is_answered_or_left() {
     one.answered();
     drop(two);
     assert_eq!(pool.actors.tickets.outstanding(), 0);
-    // Without a journal there is nothing to settle, and that is no error.
-    assert!(pool.actors.ledger.addr().send(Flush).await.unwrap().is_ok());
 }
 
 #[actix_rt::test]

@@ -5,6 +5,7 @@ mod actors;
 mod bad_input;
 mod cuts;
 mod disconnects;
+mod failing_store;
 mod fake_upstream;
 mod journal_crash;
 mod journal_replay;
