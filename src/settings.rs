@@ -111,6 +111,10 @@ section! {
         /// How long an idle client connection is kept, 0s to 24h. Default 75s.
         #[serde(with = "humantime_serde")]
         keep_alive: Duration = 75 * SECOND,
+        /// How long a client may take none of an answer that is there for it, 1s to 24h. Default 60s, as nginx's
+        /// `send_timeout`.
+        #[serde(with = "humantime_serde")]
+        send_timeout: Duration = MINUTE,
     }
 }
 
@@ -129,6 +133,8 @@ section! {
         /// How long a call that we abort keeps its slot, 0s to 10s; the upstream may work on. Default 250ms.
         #[serde(with = "humantime_serde")]
         abort_linger: Duration = QUARTER,
+        /// A PEM file of certificate authorities that are trusted besides Mozilla's; empty is none. Default empty.
+        ca_file: PathBuf = PathBuf::new(),
     }
 }
 

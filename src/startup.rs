@@ -2,40 +2,36 @@
 //! run the same `build`.
 
 mod files;
+mod first_run;
 mod listener;
+mod servers;
 
 use crate::actors::front::Drain;
 use crate::actors::ledger::Flush;
 use crate::actors::{self, Actors, Parts};
 use crate::clock::Clock;
 use crate::domain::health::Policy;
-use crate::domain::{AccountId, KeyHash, Secret, document::Document};
-use crate::http::admin::accounts::DEMO;
-use crate::http::admin::token::{self, AdminToken};
-use crate::http::span::CallSpan;
-use crate::http::{self, Shared, Worker};
+use crate::http::{self, Shared};
 use crate::settings::Settings;
-use crate::store::journal::{JournalError, JournalHealth, JournalWriter, Settler};
+use crate::store::journal::{JournalError, JournalHealth, Settler};
 use crate::store::seal::Sealer;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{StoreError, Stores};
-use crate::upstream::dial::{Dialer, Timeouts};
+use crate::upstream::connector::tls_config;
+use crate::upstream::dial::Timeouts;
 use crate::upstream::probe;
 use actix_web::dev::ServerHandle;
-use actix_web::web::{self, Data};
-use actix_web::{App, HttpServer};
 use chrono::TimeDelta;
 use files::DataDir;
+use first_run::{Greeting, same_sealing_key};
 use listener::Listener;
-use std::cell::RefCell;
+use servers::{serve_admin, serve_relay};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore};
-use tracing_actix_web::TracingLogger;
 
 /// Why the relay did not start.
 #[derive(Debug, thiserror::Error)]
@@ -101,13 +97,6 @@ pub struct Application {
     greeting: Greeting,
 }
 
-/// What is told once, at first start.
-#[derive(Debug, Default)]
-struct Greeting {
-    admin_token: Option<Secret>,
-    demo_key: Option<Secret>,
-}
-
 impl Application {
     /// Opens the store, starts the actors and both listeners.
     ///
@@ -125,17 +114,30 @@ impl Application {
         let (clock, journal) = (Clock::system(), Arc::new(JournalHealth::default()));
         let relay = Listener::bind(settings.listen.addrs())?;
         let admin = Listener::bind(settings.admin_listen.addrs())?;
-        let actors = actors::start(parts(&settings, &stores, settler, &clock)).await?;
+        let ca_file = Some(settings.upstream.ca_file.as_path()).filter(|p| !p.as_os_str().is_empty());
+        let tls = tls_config(ca_file).map_err(StartError::file("upstream.ca_file"))?;
+        let parts = parts(&settings, &stores, settler, &clock, journal.clone(), tls.clone());
+        let actors = actors::start(parts).await?;
         let body_memory = Arc::new(Semaphore::new(settings.limits.body_memory_bytes / http::body::UNIT));
         let shared = Shared { settings, actors, stores, clock, body_memory, journal };
 
-        let (admin_token, fresh_token) = admin_token(&shared.stores, &dir).await?;
-        let (demo, demo_key) = demo(&shared).await?;
-        let relay_server = serve_relay(&shared, &relay, journal_dir, boot)?;
-        let admin_server = serve_admin(&shared, &admin, admin_token)?;
-        dir.write_admin_url(admin.addr())?;
-        let greeting = Greeting { admin_token: fresh_token, demo_key };
-        Ok(Self { shared, dir, relay: (relay, relay_server), admin: (admin, admin_server), demo, greeting })
+        let serve = async {
+            let (token, admin_token) = first_run::admin_token(&shared.stores, &dir).await?;
+            let (demo, demo_key) = first_run::demo(&shared).await?;
+            let relay_server = serve_relay(&shared, &relay, journal_dir, boot, tls)?;
+            let admin_server = serve_admin(&shared, &admin, token)?;
+            dir.write_admin_url(admin.addr())?;
+            Ok((relay_server, admin_server, demo, Greeting { admin_token, demo_key }))
+        };
+        match serve.await {
+            Ok((relay_server, admin_server, demo, greeting)) => {
+                Ok(Self { shared, dir, relay: (relay, relay_server), admin: (admin, admin_server), demo, greeting })
+            }
+            Err(error) => {
+                shared.actors.stop();
+                Err(error)
+            }
+        }
     }
 
     /// Where clients call.
@@ -159,16 +161,13 @@ impl Application {
         let _ = shared.actors.front.addr().send(Drain).await;
         server.pause().await;
         listener.refuse();
-        let (deadline, bound) = (Instant::now(), shared.settings.drain_timeout);
-        let busy = || shared.actors.outstanding().passes + shared.actors.outstanding().permits > 0;
-        while busy() && deadline.elapsed() < bound {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let whole = !busy();
-        if !whole {
+        if !idle_within(&shared.actors, shared.settings.drain_timeout).await {
             tracing::warn!(held = ?shared.actors.outstanding(), "the drain timeout is over: running calls are cut");
+            shared.actors.keys.end_all_calls();
+            // Each is booked as it ends, and its client is told.
+            idle_within(&shared.actors, LAST_CALLS).await;
         }
-        server.stop(whole).await;
+        server.stop(true).await;
         if let Some(demo) = demo {
             demo.stop(false).await;
         }
@@ -179,25 +178,6 @@ impl Application {
         admin.stop(false).await;
         shared.actors.stop();
         dir.remove_admin_url();
-    }
-
-    fn greet(&self) {
-        let relay = self.relay_addr();
-        println!("claude-relay {} listens on http://{relay}", env!("CARGO_PKG_VERSION"));
-        println!("admin API on http://{}/admin, data in {}", self.admin_addr(), self.dir.root().display());
-        if let Some(token) = &self.greeting.admin_token {
-            println!(
-                "\nThe admin token, shown this once (the local CLI reads it from the data directory):\n  {}",
-                token.expose()
-            );
-        }
-        if let Some(key) = &self.greeting.demo_key {
-            println!("\nThe store is empty, so there is a demo account and one key. Try it:\n");
-            println!("  curl -N http://{relay}/v1/messages \\\n    -H 'x-api-key: {}' \\", key.expose());
-            println!("    -H 'content-type: application/json' -H 'anthropic-version: 2023-06-01' \\");
-            println!("    -d '{DEMO_REQUEST}'\n");
-            println!("Add a real account with `claude-relay account add --file FILE`; the demo account then retires.");
-        }
     }
 }
 
@@ -211,7 +191,7 @@ pub fn serve(settings: Settings) -> Result<(), StartError> {
         let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
         let application = Application::build(settings).await?;
-        application.greet();
+        application.greeting.tell(application.relay_addr(), application.admin_addr(), &application.dir);
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -224,6 +204,24 @@ pub fn serve(settings: Settings) -> Result<(), StartError> {
         }
         Ok(())
     })
+}
+
+/// How long calls that are cut at the end of a drain may take to be booked.
+const LAST_CALLS: Duration = Duration::from_secs(2);
+
+/// True once no call is held; false if some still are after `bound`.
+async fn idle_within(actors: &Actors, bound: Duration) -> bool {
+    let started = Instant::now();
+    loop {
+        let held = actors.outstanding();
+        if held.passes + held.permits == 0 {
+            return true;
+        }
+        if started.elapsed() >= bound {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::Signal, StartError> {
@@ -241,20 +239,6 @@ fn timeouts(settings: &Settings) -> Timeouts {
     Timeouts { connect: upstream.connect_timeout, first_byte: upstream.first_byte_timeout, idle: upstream.idle_timeout }
 }
 
-/// The name of the fact that tells by which key the store's secrets are sealed.
-const SEALED_BY: &str = "sealing_key_id";
-
-/// A relay that came up with another sealing key would leave every account out; better that it does not come up.
-async fn same_sealing_key(stores: &Stores, sealer: &Sealer) -> Result<(), StartError> {
-    match stores.facts.fact(SEALED_BY).await? {
-        Some(id) if id != sealer.key_id() => {
-            Err(StartError::OtherSealingKey { stored: id, given: sealer.key_id().into() })
-        }
-        Some(_) => Ok(()),
-        None => Ok(stores.facts.set_fact(SEALED_BY, sealer.key_id()).await?),
-    }
-}
-
 /// What a relay that was killed left in its journals is booked before the first call.
 async fn open_journal(dir: &Path, stores: &Stores, boot: &str) -> Result<Arc<Mutex<Settler>>, StartError> {
     files::private_dir(dir)?;
@@ -270,12 +254,20 @@ async fn open_journal(dir: &Path, stores: &Stores, boot: &str) -> Result<Arc<Mut
     Ok(Arc::new(Mutex::new(settler)))
 }
 
-fn parts(settings: &Settings, stores: &Stores, settler: Arc<Mutex<Settler>>, clock: &Clock) -> Parts {
+fn parts(
+    settings: &Settings,
+    stores: &Stores,
+    settler: Arc<Mutex<Settler>>,
+    clock: &Clock,
+    journal: Arc<JournalHealth>,
+    tls: Arc<rustls::ClientConfig>,
+) -> Parts {
     let health = &settings.health;
     let span = |d: Duration| TimeDelta::from_std(d).unwrap_or(TimeDelta::hours(24));
     Parts {
         stores: stores.clone(),
         settler: Some(settler),
+        journal,
         settle_interval: settings.journal.settle_interval,
         clock: clock.clone(),
         policy: Policy {
@@ -285,141 +277,13 @@ fn parts(settings: &Settings, stores: &Stores, settler: Arc<Mutex<Settler>>, clo
             probe_first: span(health.probe_first),
             probe_longest: span(health.probe_longest),
         },
-        probe: Arc::new(probe::prober(timeouts(settings), clock.clone())),
+        probe: Arc::new(probe::prober(timeouts(settings), tls, clock.clone())),
         probe_model: health.probe_model.clone(),
         on_fatal: Arc::new(|role| {
-            tracing::error!(role, "an actor died three times within a minute; the process ends");
+            // Not by the log alone: its thread may not get to write it any more.
+            eprintln!("claude-relay: the actor {role} died three times within a minute; the process ends");
             // Left to the init system: a fault that comes back at once is not mended by trying.
             std::process::exit(70);
         }),
     }
-}
-
-/// The hash to check against, and the token itself if it was made just now.
-async fn admin_token(stores: &Stores, dir: &DataDir) -> Result<(AdminToken, Option<Secret>), StartError> {
-    let stored = stores.facts.fact(token::FACT).await?;
-    if let Some(hash) = stored.as_deref().and_then(KeyHash::from_hex) {
-        return Ok((AdminToken(hash), None));
-    }
-    let fresh = token::generate(random()?);
-    dir.write_private("admin-token", fresh.expose())?;
-    let hash = KeyHash::of(fresh.expose());
-    stores.facts.set_fact(token::FACT, &hash.to_hex()).await?;
-    Ok((AdminToken(hash), Some(fresh)))
-}
-
-/// With an empty store: a demo account and one key. Where there is a demo account: its upstream, on a port that
-/// changes with each start.
-async fn demo(shared: &Shared) -> Result<(Option<ServerHandle>, Option<Secret>), StartError> {
-    let accounts = shared.stores.accounts.list().await?;
-    let is_demo = |doc: &Document| doc.get("demo").and_then(serde_json::Value::as_bool) == Some(true);
-    let existing = accounts.iter().any(is_demo);
-    let empty = accounts.is_empty() && shared.stores.keys.list().await?.is_empty();
-    if !(existing || empty && shared.settings.demo) {
-        return Ok((None, None));
-    }
-    let token = hex::encode(random::<16>()?);
-    let (addr, handle) = http::demo::start(&token).map_err(StartError::file("the demo upstream"))?;
-    let mut record = Document::default();
-    record.set("custom_api_endpoint", format!("http://{addr}"));
-    record.set("session_token", token);
-    let roster = shared.actors.roster.addr();
-    let lost = |_| StartError::Store(StoreError::Engine("the roster did not answer".to_owned()));
-    if existing {
-        let id = AccountId::parse(DEMO).map_err(StoreError::from)?;
-        roster.send(actors::roster::Amend { id, patch: record }).await.map_err(lost)??;
-        return Ok((Some(handle), None));
-    }
-    record.set("id", DEMO);
-    record.set("name", "Demo (built in; retires when a real account is added)");
-    record.set("platform", "claudeconsole");
-    record.set("demo", true);
-    roster.send(actors::roster::Enlist { record }).await.map_err(lost)??;
-    let mut key = Document::default();
-    key.set("name", "first key");
-    let (_, plain) = http::admin::keys::issue(shared, key).await.map_err(|e| StoreError::Engine(e.to_string()))?;
-    Ok((Some(handle), Some(Secret::new(plain.expose()))))
-}
-
-/// What the greeting's curl sends.
-const DEMO_REQUEST: &str =
-    r#"{"model":"demo","max_tokens":64,"stream":true,"messages":[{"role":"user","content":"Hello"}]}"#;
-
-/// How long a graceful stop waits for connections once no call is left: they only have bytes to flush.
-const LAST_BYTES: u64 = 2;
-
-fn serve_relay(
-    shared: &Shared,
-    listener: &Listener,
-    journal_dir: std::path::PathBuf,
-    boot: String,
-) -> Result<ServerHandle, StartError> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let workers = if shared.settings.workers == 0 { cores } else { shared.settings.workers };
-    let (limits, shared, number) = (shared.settings.limits.clone(), shared.clone(), Arc::new(AtomicUsize::new(0)));
-    let mut server = HttpServer::new(move || {
-        let number = number.fetch_add(1, SeqCst);
-        let journal = JournalWriter::create(&journal_dir, &boot, number, shared.journal.clone())
-            .expect("the journal's directory was writable a moment ago");
-        let dialer = Dialer::new(timeouts(&shared.settings));
-        let worker = Data::new(Worker { shared: shared.clone(), dialer, journal: RefCell::new(journal) });
-        keep_trying_the_journal(&worker);
-        App::new()
-            .wrap(TracingLogger::<CallSpan>::new())
-            .app_data(worker)
-            .app_data(Data::new(shared.clone()))
-            .configure(http::relay_routes)
-    })
-    .workers(workers)
-    .disable_signals()
-    .tcp_nodelay(true)
-    .h1_allow_half_closed(false)
-    .keep_alive(limits.keep_alive)
-    .client_request_timeout(limits.header_timeout)
-    .shutdown_timeout(LAST_BYTES);
-    for socket in listener.sockets()? {
-        server = server.listen(socket).map_err(StartError::file("listen"))?;
-    }
-    Ok(run(server.run()))
-}
-
-fn serve_admin(shared: &Shared, listener: &Listener, token: AdminToken) -> Result<ServerHandle, StartError> {
-    let shared = shared.clone();
-    let mut server = HttpServer::new(move || {
-        App::new()
-            .app_data(Data::new(token))
-            .app_data(Data::new(shared.clone()))
-            .app_data(web::PayloadConfig::new(1 << 20))
-            .configure(http::admin_routes)
-    })
-    .workers(1)
-    .disable_signals()
-    .tcp_nodelay(true)
-    .shutdown_timeout(LAST_BYTES);
-    for socket in listener.sockets()? {
-        server = server.listen(socket).map_err(StartError::file("listen"))?;
-    }
-    Ok(run(server.run()))
-}
-
-fn run(server: actix_web::dev::Server) -> ServerHandle {
-    let handle = server.handle();
-    actix_web::rt::spawn(server);
-    handle
-}
-
-/// What could not be written (a full disk) is tried again every second while the worker lives.
-fn keep_trying_the_journal(worker: &Data<Worker>) {
-    let worker = Arc::downgrade(&worker.clone().into_inner());
-    actix_web::rt::spawn(async move {
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            tick.tick().await;
-            match worker.upgrade() {
-                Some(worker) if worker.shared.journal.degraded() => worker.journal.borrow_mut().retry(),
-                Some(_) => {}
-                None => return,
-            }
-        }
-    });
 }

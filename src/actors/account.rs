@@ -12,7 +12,7 @@ use super::{Live, Parts, ProbeFn};
 use crate::clock::Clock;
 use crate::domain::health::{Health, Policy};
 use crate::domain::verdict::{Verdict, verdict};
-use crate::domain::{self, AccountId, Call, Fault, Outcome, ProbeReport, Time};
+use crate::domain::{self, Call, Fault, Outcome, ProbeReport, Time};
 use crate::platform::Plan;
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, MessageResult,
@@ -20,6 +20,9 @@ use actix::{
 };
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long a probe that failed keeps its slot.
+const PROBE_LINGER: Duration = Duration::from_millis(250);
 
 /// The actor.
 pub struct Account {
@@ -162,6 +165,15 @@ impl Account {
         }
     }
 
+    /// A probe that settled nothing is followed by another, or the account would stay out for ever.
+    fn probe_again(&mut self, ctx: &mut Context<Self>) {
+        let now = self.surroundings.clock.now();
+        if self.reprobe.is_none() && self.health.probe_at().is_some_and(|at| at <= now) {
+            self.health.defer_probe(now, &self.surroundings.policy);
+            self.schedule_reprobe(now, ctx);
+        }
+    }
+
     /// A rejected credential is tried again by a probe of our own, never at a client's cost.
     fn schedule_reprobe(&mut self, now: Time, ctx: &mut Context<Self>) {
         if let Some(old) = self.reprobe.take() {
@@ -172,9 +184,11 @@ impl Account {
         let wait = (at - now).to_std().unwrap_or(Duration::ZERO);
         self.reprobe = Some(ctx.run_later(wait, |actor, ctx| {
             actor.reprobe = None;
-            // An account that the operator switched off is left alone.
             if actor.record.active && actor.record.schedulable {
                 ctx.notify(Probe { model: None });
+            } else {
+                // An account that the operator switched off is left alone until it is switched on.
+                actor.probe_again(ctx);
             }
         }));
     }
@@ -244,7 +258,7 @@ impl Handler<Amended> for Account {
 impl Handler<Probe> for Account {
     type Result = ResponseActFuture<Self, ProbeReport>;
 
-    fn handle(&mut self, msg: Probe, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, msg: Probe, ctx: &mut Self::Context) -> Self::Result {
         let refused = |message: &str| ProbeReport {
             outcome: Outcome::Failed { fault: Fault::EarlyClose },
             error_type: None,
@@ -258,6 +272,7 @@ impl Handler<Probe> for Account {
         };
         // A probe is a call like any other: it takes a slot, or the limit would not be one.
         let Some(slot) = self.slots.try_take() else {
+            self.probe_again(ctx);
             return Box::pin(async move { refused("every slot is in use; nothing was sent") }.into_actor(self));
         };
         let model = msg.model.unwrap_or_else(|| self.surroundings.probe_model.clone());
@@ -265,9 +280,15 @@ impl Handler<Probe> for Account {
         let generation = self.generation;
         let probe = (self.surroundings.probe)(plan, model).into_actor(self);
         Box::pin(probe.map(move |report, actor, ctx| {
-            drop(slot);
+            // What we gave up on, the upstream may still be at work on.
+            if matches!(report.outcome, Outcome::Failed { .. }) {
+                ctx.run_later(PROBE_LINGER, move |_, _| drop(slot));
+            } else {
+                drop(slot);
+            }
             if generation == actor.generation {
                 actor.take(report.outcome.clone(), ctx);
+                actor.probe_again(ctx);
             }
             report
         }))
@@ -288,12 +309,5 @@ impl Handler<Retired> for Account {
     fn handle(&mut self, _: Retired, ctx: &mut Self::Context) {
         self.retired = true;
         ctx.stop();
-    }
-}
-
-impl Account {
-    /// Its identity.
-    pub fn id(&self) -> &AccountId {
-        &self.record.id
     }
 }

@@ -25,17 +25,24 @@ pub struct KeyEntry {
     hash: KeyHash,
     key: ArcSwap<Key>,
     slots: Arc<Slots>,
+    /// Ends every call of the relay, this key's included.
+    all: CancellationToken,
     revoked: ArcSwap<CancellationToken>,
 }
 
 impl KeyEntry {
     /// An entry for `key`, for tests that send `Route` themselves as much as for the ring.
     pub fn new(key: Key) -> Arc<Self> {
+        Self::under(key, &CancellationToken::new())
+    }
+
+    fn under(key: Key, all: &CancellationToken) -> Arc<Self> {
         let entry = Self {
             id: key.id.clone(),
             hash: key.hash,
             slots: Slots::new(key.concurrency_limit.unwrap_or(UNLIMITED)),
-            revoked: ArcSwap::from_pointee(CancellationToken::new()),
+            revoked: ArcSwap::from_pointee(all.child_token()),
+            all: all.clone(),
             key: ArcSwap::from_pointee(key),
         };
         entry.put(entry.key.load_full());
@@ -52,7 +59,7 @@ impl KeyEntry {
         &self.slots
     }
 
-    /// Fires when the key is revoked; running calls end by it.
+    /// Fires when the key is revoked, or the relay ends every call; running calls end by it.
     pub fn revoked(&self) -> CancellationToken {
         CancellationToken::clone(&self.revoked.load())
     }
@@ -63,7 +70,7 @@ impl KeyEntry {
         self.key.store(key);
         match (active, self.revoked.load().is_cancelled()) {
             (false, _) => self.revoked.load().cancel(),
-            (true, true) => self.revoked.store(Arc::new(CancellationToken::new())),
+            (true, true) => self.revoked.store(Arc::new(self.all.child_token())),
             (true, false) => {}
         }
     }
@@ -74,6 +81,7 @@ pub struct KeyRing {
     store: Arc<dyn Keys>,
     by_hash: ArcSwap<HashMap<KeyHash, Arc<KeyEntry>>>,
     edits: Mutex<()>,
+    all: CancellationToken,
 }
 
 impl KeyRing {
@@ -82,14 +90,14 @@ impl KeyRing {
     /// # Errors
     /// When the store cannot be read. A record that does not parse is left out and logged.
     pub async fn load(store: Arc<dyn Keys>) -> Result<Arc<Self>, StoreError> {
-        let mut map = HashMap::new();
+        let (mut map, all) = (HashMap::new(), CancellationToken::new());
         for doc in store.list().await? {
             match Key::parse(&doc) {
-                Ok(key) => drop(map.insert(key.hash, KeyEntry::new(key))),
+                Ok(key) => drop(map.insert(key.hash, KeyEntry::under(key, &all))),
                 Err(error) => tracing::error!(%error, id = ?doc.get("id"), "a stored key is left out"),
             }
         }
-        Ok(Arc::new(Self { store, by_hash: ArcSwap::from_pointee(map), edits: Mutex::new(()) }))
+        Ok(Arc::new(Self { store, by_hash: ArcSwap::from_pointee(map), edits: Mutex::new(()), all }))
     }
 
     /// The key that was presented, if it is one of ours; usable or not.
@@ -107,11 +115,16 @@ impl KeyRing {
     ///
     /// # Errors
     /// What the store says.
-    pub async fn create(&self, record: Document, now: Time) -> Result<Document, StoreError> {
+    pub async fn create(self: &Arc<Self>, record: Document, now: Time) -> Result<Document, StoreError> {
+        let ring = self.clone();
+        whole(async move { ring.create_now(record, now).await }).await
+    }
+
+    async fn create_now(&self, record: Document, now: Time) -> Result<Document, StoreError> {
         let _one = self.edits.lock().await;
         let stored = self.store.insert(record, now).await?;
         let key = Key::parse(&stored)?;
-        self.rebuild(|map| drop(map.insert(key.hash, KeyEntry::new(key.clone()))));
+        self.rebuild(|map| drop(map.insert(key.hash, KeyEntry::under(key.clone(), &self.all))));
         Ok(stored)
     }
 
@@ -119,7 +132,12 @@ impl KeyRing {
     ///
     /// # Errors
     /// What the store says.
-    pub async fn patch(&self, id: &KeyId, patch: Document, now: Time) -> Result<Document, StoreError> {
+    pub async fn patch(self: &Arc<Self>, id: &KeyId, patch: Document, now: Time) -> Result<Document, StoreError> {
+        let (ring, id) = (self.clone(), id.clone());
+        whole(async move { ring.patch_now(&id, patch, now).await }).await
+    }
+
+    async fn patch_now(&self, id: &KeyId, patch: Document, now: Time) -> Result<Document, StoreError> {
         let _one = self.edits.lock().await;
         let stored = self.store.patch(id, patch, now).await?;
         let key = Key::parse(&stored)?;
@@ -133,7 +151,12 @@ impl KeyRing {
     ///
     /// # Errors
     /// What the store says.
-    pub async fn remove(&self, id: &KeyId) -> Result<(), StoreError> {
+    pub async fn remove(self: &Arc<Self>, id: &KeyId) -> Result<(), StoreError> {
+        let (ring, id) = (self.clone(), id.clone());
+        whole(async move { ring.remove_now(&id).await }).await
+    }
+
+    async fn remove_now(&self, id: &KeyId) -> Result<(), StoreError> {
         let _one = self.edits.lock().await;
         self.store.remove(id).await?;
         let gone: Vec<_> = self.entries().into_iter().filter(|e| e.id == *id).collect();
@@ -160,6 +183,11 @@ impl KeyRing {
         self.store.list().await
     }
 
+    /// Ends every running call of every key.
+    pub fn end_all_calls(&self) {
+        self.all.cancel();
+    }
+
     fn rebuild(&self, edit: impl Fn(&mut HashMap<KeyHash, Arc<KeyEntry>>)) {
         self.by_hash.rcu(|old| {
             let mut map = HashMap::clone(old);
@@ -167,4 +195,13 @@ impl KeyRing {
             map
         });
     }
+}
+
+/// An edit runs to its end even if whoever asked for it leaves in between: what is stored and what holds must not
+/// part.
+async fn whole<T: Send + 'static>(
+    edit: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    let done = tokio::spawn(edit).await;
+    done.unwrap_or_else(|error| Err(StoreError::Engine(format!("the edit did not end: {error}"))))
 }

@@ -5,8 +5,8 @@
 
 use super::Parts;
 use super::watch::Watch;
-use crate::store::journal::{JournalError, Settler};
-use actix::{Actor, AsyncContext, Context, Handler, Message, ResponseFuture};
+use crate::store::journal::{JournalError, JournalHealth, Settler};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseFuture, WrapFuture};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -14,6 +14,9 @@ use tokio::sync::Mutex;
 /// The actor.
 pub struct Ledger {
     settler: Option<Arc<Mutex<Settler>>>,
+    journal: Arc<JournalHealth>,
+    /// Appended bytes at the last round that went well; nothing new means nothing to do.
+    settled: Option<u64>,
     interval: Duration,
     _watch: Watch,
 }
@@ -25,7 +28,8 @@ pub struct Flush;
 
 impl Ledger {
     pub(super) fn new(parts: &Parts, watch: Watch) -> Self {
-        Self { settler: parts.settler.clone(), interval: parts.settle_interval, _watch: watch }
+        let (settler, journal) = (parts.settler.clone(), parts.journal.clone());
+        Self { settler, journal, settled: None, interval: parts.settle_interval, _watch: watch }
     }
 
     fn settle(&self) -> ResponseFuture<Result<(), JournalError>> {
@@ -44,13 +48,14 @@ impl Actor for Ledger {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(self.interval, |actor, ctx| {
-            // A round that is still under way has this one's work in it.
-            if actor.settler.as_ref().is_some_and(|s| s.try_lock().is_ok()) {
-                let round = actor.settle();
-                ctx.spawn(actix::fut::wrap_future(async move {
-                    if let Err(error) = round.await {
-                        tracing::error!(%error, "usage could not be settled; it stays in the journal");
-                    }
+            let appended = actor.journal.appended();
+            let free = actor.settler.as_ref().is_some_and(|s| s.try_lock().is_ok());
+            // A round that is still under way is followed by another.
+            if free && actor.settled != Some(appended) {
+                let round = actor.settle().into_actor(actor);
+                ctx.spawn(round.map(move |done, actor, _| match done {
+                    Ok(()) => actor.settled = Some(appended),
+                    Err(error) => tracing::error!(%error, "usage could not be settled; it stays in the journal"),
                 }));
             }
         });

@@ -37,7 +37,7 @@ use crate::domain::health::Policy;
 use crate::domain::{AccountId, Call, ProbeReport, Refusal};
 use crate::platform::Plan;
 use crate::store::Stores;
-use crate::store::journal::Settler;
+use crate::store::journal::{JournalHealth, Settler};
 use actix::{Actor, Addr, Arbiter, ArbiterHandle};
 use arc_swap::ArcSwapOption;
 use futures_util::future::LocalBoxFuture;
@@ -85,6 +85,8 @@ pub struct Parts {
     pub stores: Stores,
     /// What brings the workers' journal into the store; `None` in tests without a journal.
     pub settler: Option<Arc<tokio::sync::Mutex<Settler>>>,
+    /// Tells whether the workers have written anything.
+    pub journal: Arc<JournalHealth>,
     /// How often the journal is looked at.
     pub settle_interval: Duration,
     /// The clock.
@@ -127,6 +129,8 @@ pub struct Actors {
 /// When the store cannot be read.
 pub async fn start(parts: Parts) -> Result<Actors, crate::store::StoreError> {
     let keys = KeyRing::load(parts.stores.keys.clone()).await?;
+    // Roster retries what it cannot read; at start that is an error.
+    parts.stores.accounts.list().await?;
     let (control, books) = (Arbiter::new(), Arbiter::new());
     let actors = Actors {
         front: Live::empty(),

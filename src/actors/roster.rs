@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 /// The first wait before a respawn; doubles with each death within a minute, up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// The wait before the store is asked again for the accounts, when it could not say.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 const FORGET_DEATHS: Duration = Duration::from_secs(60);
 
 /// Fields whose edit says that the operator has mended something: the account starts with a clean health.
@@ -131,7 +133,12 @@ impl Roster {
         let mut wanted: HashMap<AccountId, domain::Account> = parsed.collect();
         for (id, alive) in self.seats.roll() {
             match (wanted.contains_key(&id), alive) {
-                (true, true) => drop(wanted.remove(&id)),
+                // An edit may have been stored and not told: whoever lives is told what is stored.
+                (true, true) => {
+                    if let (Some(record), Some(addr)) = (wanted.remove(&id), self.seats.find(&id)) {
+                        addr.do_send(Amended { record: Arc::new(record), forgive: false });
+                    }
+                }
                 (true, false) => {}
                 (false, _) => self.take_off(&id),
             }
@@ -157,17 +164,26 @@ impl Roster {
     }
 }
 
+impl Roster {
+    fn enlist_stored(&mut self, ctx: &mut Context<Self>) {
+        let accounts = self.parts.stores.accounts.clone();
+        let list = async move { accounts.list().await }.into_actor(self).map(|listed, actor, ctx| match listed {
+            Ok(stored) => actor.reconcile(stored),
+            Err(error) => {
+                tracing::error!(%error, "the stored accounts cannot be read; trying again");
+                ctx.run_later(READ_AGAIN, Self::enlist_stored);
+            }
+        });
+        // No message before the accounts are there: whoever asks would find an empty pool.
+        ctx.wait(list);
+    }
+}
+
 impl Actor for Roster {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let accounts = self.parts.stores.accounts.clone();
-        let list = async move { accounts.list().await }.into_actor(self).map(|listed, actor, _| match listed {
-            Ok(stored) => actor.reconcile(stored),
-            Err(error) => tracing::error!(%error, "the stored accounts cannot be read"),
-        });
-        // No message before the accounts are there: whoever asks would find an empty pool.
-        ctx.wait(list);
+        self.enlist_stored(ctx);
     }
 }
 

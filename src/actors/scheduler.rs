@@ -197,7 +197,8 @@ impl Scheduler {
             });
         }
         let common = counts.keys().next().copied().filter(|_| counts.len() == 1);
-        Refusal::NoAccount { common, summary: parts.join(", "), until }
+        let transient = counts.keys().any(|code| code.passes_by_itself());
+        Refusal::NoAccount { common, summary: parts.join(", "), until, transient }
     }
 }
 

@@ -9,7 +9,7 @@ use super::permit::Slots;
 use crate::domain::AccountId;
 use actix::Addr;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// One enlisted account.
 #[derive(Default)]
@@ -19,33 +19,43 @@ struct Seat {
     view: Option<AccountView>,
 }
 
+#[derive(Default)]
+struct Seating {
+    enlisted: BTreeMap<AccountId, Seat>,
+    /// Slots of accounts that were retired while calls held some: one that is enlisted again under the same id
+    /// finds them taken.
+    retired: BTreeMap<AccountId, Weak<Slots>>,
+}
+
 /// Every enlisted account.
 #[derive(Default)]
-pub struct Seats(Mutex<BTreeMap<AccountId, Seat>>);
+pub struct Seats(Mutex<Seating>);
 
 impl Seats {
     /// The account's slots, made at first sight.
     pub(super) fn slots(&self, id: &AccountId, limit: u32) -> Arc<Slots> {
-        let mut seats = self.lock();
-        let slots = seats.entry(id.clone()).or_default().slots.get_or_insert_with(|| Slots::new(limit));
+        let mut seating = self.lock();
+        let left = seating.retired.remove(id).and_then(|weak| weak.upgrade());
+        let seat = seating.enlisted.entry(id.clone()).or_default();
+        let slots = seat.slots.get_or_insert_with(|| left.unwrap_or_else(|| Slots::new(limit)));
         slots.set_limit(limit);
         slots.clone()
     }
 
     pub(super) fn sit(&self, id: &AccountId, addr: Addr<Account>) {
-        self.lock().entry(id.clone()).or_default().addr = Some(addr);
+        self.lock().enlisted.entry(id.clone()).or_default().addr = Some(addr);
     }
 
     /// The view stands only while the account is enlisted.
     pub(super) fn report(&self, view: &AccountView) {
-        if let Some(seat) = self.lock().get_mut(&view.account.id) {
+        if let Some(seat) = self.lock().enlisted.get_mut(&view.account.id) {
             seat.view = Some(view.clone());
         }
     }
 
     /// The actor is dead: it is not to be asked, but what it granted still counts.
     pub(super) fn down(&self, id: &AccountId) {
-        if let Some(seat) = self.lock().get_mut(id) {
+        if let Some(seat) = self.lock().enlisted.get_mut(id) {
             seat.addr = None;
             seat.view = None;
         }
@@ -53,36 +63,45 @@ impl Seats {
 
     /// The account is no longer enlisted. Permits that are out keep their own hold on its slots.
     pub(super) fn leave(&self, id: &AccountId) -> Option<Addr<Account>> {
-        self.lock().remove(id).and_then(|seat| seat.addr)
+        let mut seating = self.lock();
+        seating.retired.retain(|_, weak| weak.strong_count() > 0);
+        let seat = seating.enlisted.remove(id)?;
+        if let Some(slots) = &seat.slots {
+            seating.retired.insert(id.clone(), Arc::downgrade(slots));
+        }
+        seat.addr
     }
 
     /// The account's address, unless it is dead or unknown.
     pub fn find(&self, id: &AccountId) -> Option<Addr<Account>> {
-        self.lock().get(id)?.addr.clone().filter(Addr::connected)
+        self.lock().enlisted.get(id)?.addr.clone().filter(Addr::connected)
     }
 
     /// Every address that answers.
     pub fn addresses(&self) -> Vec<Addr<Account>> {
-        self.lock().values().filter_map(|s| s.addr.clone()).filter(Addr::connected).collect()
+        self.lock().enlisted.values().filter_map(|s| s.addr.clone()).filter(Addr::connected).collect()
     }
 
     /// Every view.
     pub fn views(&self) -> Vec<AccountView> {
-        self.lock().values().filter_map(|s| s.view.clone()).collect()
+        self.lock().enlisted.values().filter_map(|s| s.view.clone()).collect()
     }
 
     /// Every enlisted account's id, and whether its actor is alive.
     pub(super) fn roll(&self) -> Vec<(AccountId, bool)> {
-        self.lock().iter().map(|(id, s)| (id.clone(), s.addr.as_ref().is_some_and(Addr::connected))).collect()
+        self.lock().enlisted.iter().map(|(id, s)| (id.clone(), s.addr.as_ref().is_some_and(Addr::connected))).collect()
     }
 
-    /// Slots in use over all enlisted accounts.
+    /// Slots in use over all accounts, those that were retired with calls under way included.
     pub fn in_use(&self) -> u32 {
-        self.lock().values().filter_map(|s| s.slots.as_ref()).map(|s| s.in_use()).sum()
+        let seating = self.lock();
+        let enlisted = seating.enlisted.values().filter_map(|s| s.slots.clone());
+        let retired = seating.retired.values().filter_map(Weak::upgrade);
+        enlisted.chain(retired).map(|s| s.in_use()).sum()
     }
 
     /// A panic elsewhere while the lock was held leaves a map that is whole: every edit is one step.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<AccountId, Seat>> {
+    fn lock(&self) -> MutexGuard<'_, Seating> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

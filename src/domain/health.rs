@@ -58,6 +58,8 @@ pub(super) struct Cooldown {
     pub code: Code,
     pub since: Time,
     pub until: Time,
+    /// The upstream named the time.
+    pub named: bool,
     pub evidence: String,
 }
 
@@ -75,26 +77,42 @@ impl Health {
     /// Takes an outcome in.
     pub fn after(&mut self, outcome: Outcome, now: Time, policy: &Policy) {
         match &outcome {
-            Outcome::Success { .. } => self.recover(),
+            Outcome::Success { .. } => self.recover(now),
             Outcome::Neutral { .. } => {}
             Outcome::CredentialRejected { status } => self.reject(*status, now, policy),
             Outcome::RateLimited { until } => {
                 let end = self.end(*until, policy.rate_limited_first, now, policy);
-                self.cool_down(Code::RateLimitedBurst, end, now, format!("status 429, {}", source(*until)));
+                let evidence = format!("status 429, {}", source(*until));
+                self.cool_down(Cooldown {
+                    code: Code::RateLimitedBurst,
+                    since: now,
+                    until: end,
+                    named: until.is_some(),
+                    evidence,
+                });
             }
             Outcome::Overloaded { status, until } => {
                 let end = self.end(*until, policy.overloaded_first, now, policy);
-                self.cool_down(Code::Overloaded, end, now, format!("status {status}, {}", source(*until)));
+                let evidence = format!("status {status}, {}", source(*until));
+                self.cool_down(Cooldown {
+                    code: Code::Overloaded,
+                    since: now,
+                    until: end,
+                    named: until.is_some(),
+                    evidence,
+                });
             }
             Outcome::ServerFault { status } => {
                 let end = self.end(None, policy.overloaded_first, now, policy);
-                self.cool_down(Code::ServerFault, end, now, format!("status {status}"));
+                let evidence = format!("status {status}");
+                self.cool_down(Cooldown { code: Code::ServerFault, since: now, until: end, named: false, evidence });
             }
             // Both say nothing about the account: the request, or an answer given before it was read, ended it.
             Outcome::Failed { fault: super::Fault::EarlyClose } => {}
             Outcome::Failed { fault } => {
                 let end = self.end(None, policy.overloaded_first, now, policy);
-                self.cool_down(Code::ServerFault, end, now, fault.to_string());
+                let evidence = fault.to_string();
+                self.cool_down(Cooldown { code: Code::ServerFault, since: now, until: end, named: false, evidence });
             }
         }
         self.last = Some(Last { at: now, outcome });
@@ -102,7 +120,15 @@ impl Health {
 
     /// The operator changed the credential or asked for a fresh start.
     pub fn forgive(&mut self) {
-        self.recover();
+        (self.rejection, self.cooldown, self.streak) = (None, None, 0);
+    }
+
+    /// A probe said nothing about a rejected credential (no answer, a 5xx, no slot): try again later.
+    pub fn defer_probe(&mut self, now: Time, policy: &Policy) {
+        if let Some(rejection) = &mut self.rejection {
+            rejection.probes += 1;
+            rejection.probe_at = now + grow(policy.probe_first, rejection.probes, policy.probe_longest);
+        }
     }
 
     /// Nothing speaks against the account, nor did until now.
@@ -120,35 +146,49 @@ impl Health {
         self.rejection.as_ref().map(|r| r.probe_at)
     }
 
-    fn recover(&mut self) {
+    /// A success ends what we only guessed. A time that the upstream named stands: the success may be the answer
+    /// to a call that was under way before it.
+    fn recover(&mut self, now: Time) {
         self.rejection = None;
-        self.cooldown = None;
+        self.cooldown.take_if(|c| !c.named || c.until <= now);
         self.streak = 0;
     }
 
     fn reject(&mut self, status: u16, now: Time, policy: &Policy) {
-        let (since, probes) = self.rejection.as_ref().map_or((now, 0), |r| (r.since, r.probes + 1));
-        let wait = grow(policy.probe_first, probes, policy.probe_longest);
-        self.rejection = Some(Rejection { since, status, probes, probe_at: now + wait });
+        match &self.rejection {
+            // Calls that were under way together are rejected together: that is one rejection.
+            Some(standing) if now < standing.probe_at => {}
+            Some(_) => self.defer_probe(now, policy),
+            None => {
+                let probe_at = now + policy.probe_first;
+                self.rejection = Some(Rejection { since: now, status, probes: 0, probe_at });
+            }
+        }
     }
 
     fn end(&mut self, said: Option<Time>, first: TimeDelta, now: Time, policy: &Policy) -> Time {
-        let grown = now + grow(first, self.streak, policy.longest);
-        self.streak = self.streak.saturating_add(1);
+        // Failures of calls that were under way together are one failure; the next one in a row comes after the
+        // cooldown.
+        if self.cooldown.as_ref().is_none_or(|c| c.until <= now) {
+            self.streak = self.streak.saturating_add(1);
+        }
+        let grown = now + grow(first, self.streak.saturating_sub(1), policy.longest);
         said.filter(|t| *t > now).unwrap_or(grown)
     }
 
     /// Of two cooldowns the one that ends later stands; a hard one is not displaced by a soft one.
-    fn cool_down(&mut self, code: Code, until: Time, now: Time, evidence: String) {
-        let stands = |old: &Cooldown| {
-            old.until > now
-                && (old.until >= until && (!old.code.is_soft() || code.is_soft())
-                    || (code.is_soft() && !old.code.is_soft()))
-        };
-        if self.cooldown.as_ref().is_some_and(stands) {
-            return;
+    fn cool_down(&mut self, new: Cooldown) {
+        if let Some(old) = self.cooldown.as_ref().filter(|old| old.until > new.since) {
+            let keep = match (old.code.is_soft(), new.code.is_soft()) {
+                (false, true) => true,
+                (true, false) => false,
+                _ => old.until >= new.until,
+            };
+            if keep {
+                return;
+            }
         }
-        self.cooldown = Some(Cooldown { code, since: now, until, evidence });
+        self.cooldown = Some(new);
     }
 }
 

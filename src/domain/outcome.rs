@@ -7,12 +7,13 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Outcome {
-    /// 2xx, or a redirect handed back.
+    /// 2xx to a Messages call.
     Success {
         /// The upstream's status.
         status: u16,
     },
-    /// An answer that says nothing about the account: the client's fault, or an endpoint whose limits are its own.
+    /// An answer that says nothing about the account: the client's fault, a redirect, or an endpoint whose limits
+    /// are its own.
     Neutral {
         /// The upstream's status.
         status: u16,

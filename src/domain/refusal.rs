@@ -64,6 +64,8 @@ pub enum Refusal {
         summary: String,
         /// The soonest end of what stands in the way.
         until: Option<Time>,
+        /// Waiting may help: something that stands in the way passes by itself.
+        transient: bool,
     },
     /// The relay is shutting down.
     #[error("the relay is shutting down")]
@@ -173,12 +175,7 @@ impl Refusal {
     /// over the status.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NoAccount { common, .. } => {
-                matches!(
-                    common,
-                    None | Some(Code::AtCapacity | Code::RateLimitedBurst | Code::Overloaded | Code::ServerFault)
-                )
-            }
+            Self::NoAccount { transient, .. } => *transient,
             _ => true,
         }
     }
@@ -189,7 +186,8 @@ mod tests {
     use super::*;
 
     fn none(common: Option<Code>, until: Option<Time>) -> Refusal {
-        Refusal::NoAccount { common, summary: String::new(), until }
+        let transient = common.is_none_or(Code::passes_by_itself);
+        Refusal::NoAccount { common, summary: String::new(), until, transient }
     }
 
     #[test]

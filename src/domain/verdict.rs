@@ -53,6 +53,11 @@ impl Code {
     pub(super) fn is_soft(self) -> bool {
         self == Self::ServerFault
     }
+
+    /// True if waiting is a remedy; false where only an operator can mend it.
+    pub fn passes_by_itself(self) -> bool {
+        matches!(self, Self::RateLimitedBurst | Self::Overloaded | Self::ServerFault | Self::AtCapacity)
+    }
 }
 
 /// One reason with its evidence and the time it ends.
@@ -241,6 +246,42 @@ mod tests {
         health.after(Outcome::Success { status: 200 }, now, &policy);
         health.after(Outcome::Overloaded { status: 529, until: None }, now, &policy);
         assert_eq!(verdict(&account, &health, 0, None, now).until(), Some(now + TimeDelta::seconds(1)));
+    }
+
+    #[test]
+    fn failures_at_one_instant_are_one_failure() {
+        let (account, mut health, policy) = (account(json!({})), Health::default(), Policy::default());
+        for _ in 0..10 {
+            health.after(Outcome::Overloaded { status: 529, until: None }, at(0), &policy);
+            health.after(Outcome::CredentialRejected { status: 401 }, at(0), &policy);
+        }
+        assert_eq!(health.probe_at(), Some(at(60)));
+        health.forgive();
+        for _ in 0..10 {
+            health.after(Outcome::Overloaded { status: 529, until: None }, at(0), &policy);
+        }
+        assert_eq!(verdict(&account, &health, 0, None, at(0)).until(), Some(at(1)));
+    }
+
+    #[test]
+    fn a_time_that_the_upstream_named_outlives_a_success_under_way() {
+        let (account, mut health, policy) = (account(json!({})), Health::default(), Policy::default());
+        health.after(Outcome::RateLimited { until: Some(at(3600)) }, at(0), &policy);
+        health.after(Outcome::Success { status: 200 }, at(0), &policy);
+        assert_eq!(codes(&account, &health, at(3599)), [Code::RateLimitedBurst]);
+        assert_eq!(codes(&account, &health, at(3600)), []);
+        health.after(Outcome::RateLimited { until: None }, at(4000), &policy);
+        health.after(Outcome::Success { status: 200 }, at(4000), &policy);
+        assert_eq!(codes(&account, &health, at(4000)), []);
+    }
+
+    #[test]
+    fn an_inconclusive_probe_is_followed_by_another() {
+        let (mut health, policy) = (Health::default(), Policy::default());
+        health.after(Outcome::CredentialRejected { status: 401 }, at(0), &policy);
+        health.after(Outcome::ServerFault { status: 500 }, at(60), &policy);
+        health.defer_probe(at(60), &policy);
+        assert_eq!(health.probe_at(), Some(at(180)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::Worker;
 use crate::actors::Admission;
-use crate::domain::{Call, Ending, Fault, Outcome, Usage};
+use crate::domain::{Call, Ending, Fault, Outcome, Refusal, Usage};
 use crate::platform::Plan;
 use crate::platform::messages::endpoint_name;
 use crate::store::{Begun, Ended};
@@ -31,7 +31,10 @@ pub struct Attempt {
     call_id: String,
     plan: Arc<Plan>,
     facts: Facts,
+    /// The upstream's status.
     status: Option<u16>,
+    /// The status of an answer of our own, where no upstream's came.
+    answered: Option<u16>,
     first_byte: Option<Duration>,
     upstream_request_id: Option<String>,
     ended: bool,
@@ -52,8 +55,21 @@ impl Attempt {
             at: worker.shared.clock.now(),
         });
         let (admission, span) = (Some(admission), Span::current());
-        let (status, first_byte, upstream_request_id, ended) = (None, None, None, false);
-        Self { worker, admission, call, call_id, plan, facts, status, first_byte, upstream_request_id, ended, span }
+        let (status, answered, first_byte, upstream_request_id, ended) = (None, None, None, None, false);
+        Self {
+            worker,
+            admission,
+            call,
+            call_id,
+            plan,
+            facts,
+            status,
+            answered,
+            first_byte,
+            upstream_request_id,
+            ended,
+            span,
+        }
     }
 
     /// The head of the answer is there: the account learns of it at once, not at the end of a long stream.
@@ -69,9 +85,14 @@ impl Attempt {
         &self.plan
     }
 
-    /// No head came.
-    pub fn failed(&mut self, fault: Fault) {
-        self.end(Ending::UpstreamError, Usage::default(), Some(fault));
+    /// No head came, for this reason; the client is told so.
+    pub fn refused(&mut self, refusal: &Refusal) {
+        let (ending, fault) = match refusal {
+            Refusal::Upstream(fault) => (Ending::UpstreamError, Some(*fault)),
+            _ => (Ending::RelayEnded, None),
+        };
+        self.answered = Some(refusal.anthropic().0);
+        self.end(ending, Usage::default(), fault);
     }
 
     /// The id of the request, for answers of our own.
@@ -101,7 +122,7 @@ impl Attempt {
             model = self.call.model_name(),
             endpoint = endpoint_name(&self.call.endpoint),
             stream = self.call.stream,
-            status = self.status,
+            status = self.status.or(self.answered),
             error_by,
             fault = fault.map(Fault::code),
             attempts = 1,
@@ -142,6 +163,10 @@ impl Booking for Attempt {
             self.linger();
         }
     }
+
+    fn release(&mut self) {
+        self.admission = None;
+    }
 }
 
 impl Attempt {
@@ -155,6 +180,7 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.end(Ending::ClientGone, Usage::default(), None);
+        let ending = if std::thread::panicking() { Ending::RelayCrashed } else { Ending::ClientGone };
+        self.end(ending, Usage::default(), None);
     }
 }

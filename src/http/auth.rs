@@ -1,7 +1,7 @@
 //! Finds the relay key in a request, before any of its body is read.
 //!
 //! Clients put it in `x-api-key`, `Authorization: Bearer`, `x-goog-api-key`, `api-key` or `?key=`. Where several
-//! credentials were sent, the one that is a known key counts, else the first.
+//! credentials were sent, the first that is a usable key counts, else the first that is known.
 
 use crate::actors::{KeyEntry, KeyRing};
 use crate::domain::{Refusal, Time};
@@ -28,8 +28,9 @@ pub fn caller(request: &HttpRequest, keys: &KeyRing, now: Time) -> Result<Caller
     if candidates.is_empty() {
         return Err(Refusal::KeyMissing);
     }
-    let found = candidates.iter().find_map(|text| keys.find(text).map(|key| (key, *text)));
-    let (key, presented) = found.ok_or(Refusal::KeyUnknown)?;
+    let known: Vec<_> = candidates.iter().filter_map(|text| Some((keys.find(text)?, *text))).collect();
+    let best = known.iter().find(|(key, _)| key.key().usable(now)).or(known.first());
+    let (key, presented) = best.cloned().ok_or(Refusal::KeyUnknown)?;
     let record = key.key();
     if !record.active {
         return Err(Refusal::KeyRevoked);

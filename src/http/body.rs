@@ -70,10 +70,7 @@ async fn collect(
         }
         Ok(())
     };
-    if let Some(n) = announced {
-        take(n)?;
-        held = n;
-    }
+    // Memory is taken as bytes come: an announcement costs a client nothing, and must cost nobody else either.
     let mut first: Option<Bytes> = None;
     let mut buffer = BytesMut::new();
     while let Some(chunk) = payload.next().await {

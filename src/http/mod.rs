@@ -16,8 +16,10 @@ use crate::settings::Settings;
 use crate::store::Stores;
 use crate::store::journal::{JournalHealth, JournalWriter};
 use crate::upstream::dial::Dialer;
+use crate::upstream::stall::UnderWay;
 use actix_web::web::{self, ServiceConfig};
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -46,6 +48,8 @@ pub struct Worker {
     pub dialer: Dialer,
     /// Its journal.
     pub journal: RefCell<JournalWriter>,
+    /// Answers that clients are still taking.
+    pub under_way: Rc<UnderWay>,
 }
 
 /// The relay's listener.

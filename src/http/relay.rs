@@ -2,10 +2,10 @@
 
 use super::attempt::{Attempt, Facts};
 use super::auth::{self, Caller};
-use super::reply::refuse;
+use super::reply::{refuse, unknown_path};
 use super::span::call_id;
 use super::{Worker, body};
-use crate::domain::{Call, Endpoint, Fault, Refusal};
+use crate::domain::{Call, Endpoint, Refusal};
 use crate::platform::meter::Meter;
 use crate::platform::{headers, judge};
 use crate::upstream::tap::{Expect, Tap};
@@ -31,7 +31,16 @@ pub async fn count_tokens(request: HttpRequest, payload: Payload, worker: Data<W
 pub async fn models(request: HttpRequest, payload: Payload, worker: Data<Worker>) -> HttpResponse {
     // As the client wrote it: a decoded segment could not be told from a path.
     let tail = request.uri().path().split_once("/v1/models").map_or("", |(_, tail)| tail).to_owned();
+    if climbs(&tail) {
+        return unknown_path(request).await;
+    }
     answer(request, payload, worker, Endpoint::Models(tail)).await
+}
+
+/// True if an upstream that decodes and normalises the path could end up elsewhere, with the account's credential.
+fn climbs(tail: &str) -> bool {
+    let plain = tail.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
+    plain.contains("%25") || plain.split(['/', '\\']).any(|segment| segment == "." || segment == "..")
 }
 
 async fn answer(request: HttpRequest, payload: Payload, worker: Data<Worker>, endpoint: Endpoint) -> HttpResponse {
@@ -82,11 +91,14 @@ async fn relayed(
         endpoint = plan.address(&call.endpoint),
         "dialling"
     );
-    let answer = dial(request, bytes, worker, &caller, &call, attempt).await.map_err(|f| mine(Refusal::Upstream(f)));
+    let answer = dial(request, bytes, worker, &caller, &call, attempt).await;
     // The request is out, or has failed: its bytes are not needed any more.
     drop(hold);
-    let (upstream, attempt) = answer?;
-    Ok(respond(request, worker, &caller, &call, upstream, attempt))
+    Ok(match answer {
+        Ok((upstream, attempt)) => respond(request, worker, &caller, &call, upstream, attempt),
+        // The attempt has written the line of this call.
+        Err(refusal) => refuse(&refusal, request_id, shared.clock.now()),
+    })
 }
 
 /// Sends the attempt and waits for the head, or for the key's revocation.
@@ -97,7 +109,7 @@ async fn dial(
     caller: &Caller,
     call: &Call,
     mut attempt: Attempt,
-) -> Result<(ClientResponse, Attempt), Fault> {
+) -> Result<(ClientResponse, Attempt), Refusal> {
     let plan = attempt.plan().clone();
     let query = caller.query.as_deref();
     let prepared = plan.prepare(call, bytes, query, request.headers().iter(), &caller.presented);
@@ -106,17 +118,21 @@ async fn dial(
             let method = if call.model.is_some() { Method::POST } else { Method::GET };
             let revoked = caller.key.revoked();
             tokio::select! {
-                sent = worker.dialer.send(&plan, method, prepared) => sent,
-                () = revoked.cancelled() => Err(Fault::EarlyClose),
+                sent = worker.dialer.send(&plan, method, prepared) => sent.map_err(Refusal::Upstream),
+                () = revoked.cancelled() => {
+                    let draining = worker.shared.actors.is_draining();
+                    Err(if draining { Refusal::Draining } else { Refusal::KeyRevoked })
+                }
             }
         }
-        None => Err(Fault::Protocol),
+        // Not possible with a plan that was built and a query that was parsed, but no reason to panic.
+        None => Err(Refusal::Internal),
     };
     let upstream = match sent {
         Ok(upstream) => upstream,
-        Err(fault) => {
-            attempt.failed(fault);
-            return Err(fault);
+        Err(refusal) => {
+            attempt.refused(&refusal);
+            return Err(refusal);
         }
     };
     let status = upstream.status().as_u16();
@@ -139,17 +155,20 @@ fn respond(
 ) -> HttpResponse {
     let status = upstream.status();
     let find = |name: header::HeaderName| upstream.headers().get(name).and_then(|v| v.to_str().ok());
-    let meter = Meter::new(find(header::CONTENT_TYPE), find(header::CONTENT_ENCODING));
+    let (success, counts) = (status.as_u16() < 400, status.is_success() && call.endpoint == Endpoint::Messages);
+    let meter = Meter::new(find(header::CONTENT_TYPE), find(header::CONTENT_ENCODING), counts);
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let length = find(header::CONTENT_LENGTH).and_then(|v| v.parse().ok()).or(bodiless.then_some(0));
-    let success = status.as_u16() < 400;
+    let terminal_event = counts && meter.is_stream();
+    let announced = find(header::CONTENT_LENGTH).and_then(|v| v.parse().ok()).or(bodiless.then_some(0));
+    let length = announced.filter(|_| !terminal_event);
     let old_client = request.version() < Version::HTTP_11;
     let expect = Expect {
         success,
-        terminal_event: success && meter.is_stream() && call.endpoint == Endpoint::Messages,
+        terminal_event,
         length,
         blunt: old_client,
         idle: worker.dialer.timeouts().idle,
+        send: worker.shared.settings.limits.send_timeout,
         request_id: attempt.request_id().to_owned(),
     };
     let mut response = HttpResponse::new(status);
@@ -159,13 +178,29 @@ fn respond(
         response.head_mut().no_chunking(true);
         response.head_mut().set_connection_type(actix_http::ConnectionType::Close);
     }
-    response.set_body(Tap::new(upstream, meter, expect, attempt, caller.key.revoked())).map_into_boxed_body()
+    let tap = Tap::new(upstream, meter, expect, attempt, caller.key.revoked(), worker.under_way.clone());
+    response.set_body(tap).map_into_boxed_body()
 }
 
 fn pass_back(from: &HeaderMap, to: &mut HeaderMap) {
     for (name, value) in from {
         if headers::returned(name.as_str()) {
             to.append(name.clone(), value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::climbs;
+
+    #[test]
+    fn a_models_tail_stays_below_models() {
+        for tail in ["", "/claude-x", "/org%2Fmodel", "/a.b", "/..a"] {
+            assert!(!climbs(tail), "{tail}");
+        }
+        for tail in ["/..", "/%2e%2E", "/..%2F..%2Forganizations", "/a%5c..%5cb", "/%252e%252e", "/."] {
+            assert!(climbs(tail), "{tail}");
         }
     }
 }

@@ -4,28 +4,15 @@ use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::{Error, HttpMessage};
 use tracing::Span;
-use tracing_actix_web::RootSpanBuilder;
-
-/// The relay's own id of a request, `req_` and 32 hex digits: in its log lines, and in `request-id` where the
-/// relay answers itself.
-#[derive(Clone)]
-pub struct CallId(pub String);
-
-impl CallId {
-    fn new() -> Self {
-        Self(format!("req_{}", uuid::Uuid::new_v4().simple()))
-    }
-}
+use tracing_actix_web::{RequestId, RootSpanBuilder};
 
 /// Builds the span for tracing-actix-web.
 pub struct CallSpan;
 
 impl RootSpanBuilder for CallSpan {
     fn on_request_start(request: &ServiceRequest) -> Span {
-        let id = CallId::new();
-        let span = tracing::info_span!("request", id = %id.0, method = %request.method(), path = request.path());
-        request.extensions_mut().insert(id);
-        span
+        let id = call_id(request.request());
+        tracing::info_span!("request", id, method = %request.method(), path = request.path())
     }
 
     fn on_request_end<B: MessageBody>(_: Span, _: &Result<ServiceResponse<B>, Error>) {
@@ -33,7 +20,9 @@ impl RootSpanBuilder for CallSpan {
     }
 }
 
-/// The id of a request; made on the spot for one that no span was opened for.
+/// The relay's own id of a request, `req_` and 32 hex digits: in its log lines, and in `request-id` where the
+/// relay answers itself. Made on the spot for a request that no span was opened for.
 pub fn call_id(request: &actix_web::HttpRequest) -> String {
-    request.extensions().get::<CallId>().map_or_else(|| CallId::new().0, |id| id.0.clone())
+    let id = request.extensions().get::<RequestId>().copied();
+    format!("req_{}", id.map_or_else(uuid::Uuid::new_v4, uuid::Uuid::from).simple())
 }

@@ -11,7 +11,7 @@ pub fn judge<'a>(status: u16, header: impl Fn(&str) -> Option<&'a str>, endpoint
     // count_tokens and models have limits of their own, which say nothing about messages.
     let own_limits = *endpoint != Endpoint::Messages;
     match status {
-        200..=399 => Outcome::Success { status },
+        200..=299 if !own_limits => Outcome::Success { status },
         401 => Outcome::CredentialRejected { status },
         429 if own_limits => Outcome::Neutral { status },
         429 => Outcome::RateLimited { until: until(header, now) },

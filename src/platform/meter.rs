@@ -10,8 +10,9 @@ use crate::domain::Usage;
 use serde::Deserialize;
 use std::io::{self, Write};
 
-/// A JSON answer is read up to this size; a larger one is passed on uncounted.
-const LARGEST_JSON: usize = 16 << 20;
+/// A JSON answer is read up to this size; a larger one is passed on uncounted. The largest output that a model
+/// gives today is well below 1 MiB of text.
+const LARGEST_JSON: usize = 4 << 20;
 
 /// How the answer's own terminal event ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Meter {
 
 enum Reader {
     Json(Vec<u8>),
+    /// An answer that has no usage.
+    Nothing,
     Sse(Box<Scanner>, Seen),
 }
 
@@ -41,11 +44,15 @@ struct Seen {
 }
 
 impl Meter {
-    /// A reader for an answer with these headers.
-    pub fn new(content_type: Option<&str>, content_encoding: Option<&str>) -> Self {
+    /// A reader for an answer with these headers; `counts` says whether it can have usage at all.
+    pub fn new(content_type: Option<&str>, content_encoding: Option<&str>, counts: bool) -> Self {
         let kind = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         let stream = kind.eq_ignore_ascii_case("text/event-stream");
-        let reader = if stream { Reader::Sse(Box::default(), Seen::default()) } else { Reader::Json(Vec::new()) };
+        let reader = match (stream, counts) {
+            (true, _) => Reader::Sse(Box::default(), Seen::default()),
+            (false, true) => Reader::Json(Vec::new()),
+            (false, false) => Reader::Nothing,
+        };
         let decode = Decode::new(content_encoding, reader);
         let identity = matches!(decode, Some(Decode::Identity(_)));
         Self { decode, stream, identity }
@@ -84,7 +91,7 @@ impl Meter {
     pub fn terminal(&self) -> Option<Terminal> {
         match self.reader()? {
             Reader::Sse(_, seen) => seen.terminal,
-            Reader::Json(_) => None,
+            Reader::Json(_) | Reader::Nothing => None,
         }
     }
 
@@ -99,7 +106,7 @@ impl Meter {
                 }
                 usage
             }
-            None => Usage::default(),
+            None | Some(Reader::Nothing) => Usage::default(),
         }
     }
 
@@ -113,6 +120,7 @@ impl Write for Reader {
         match self {
             Self::Sse(scanner, seen) => scanner.feed(bytes, seen),
             Self::Json(body) if body.len() + bytes.len() <= LARGEST_JSON => body.extend_from_slice(bytes),
+            Self::Nothing => {}
             Self::Json(_) => return Err(io::Error::other("larger than what is read")),
         }
         Ok(bytes.len())
@@ -216,7 +224,7 @@ mod tests {
     }
 
     fn read(coding: Option<&str>, bytes: &[u8], size: usize) -> Meter {
-        let mut meter = Meter::new(Some("text/event-stream; charset=utf-8"), coding);
+        let mut meter = Meter::new(Some("text/event-stream; charset=utf-8"), coding, true);
         bytes.chunks(size).for_each(|c| meter.feed(c));
         meter
     }
@@ -266,7 +274,7 @@ mod tests {
                 assert!(!meter.accepts_event());
             }
         }
-        let mut json = Meter::new(Some("application/json"), None);
+        let mut json = Meter::new(Some("application/json"), None, true);
         json.feed(br#"{"content":[],"usage":{"input_tokens":1,"#);
         json.feed(br#""output_tokens":2,"cache_creation":null}}"#);
         assert_eq!((json.usage().input_tokens, json.usage().output_tokens), (1, 2));
@@ -276,6 +284,6 @@ mod tests {
     fn bytes_that_are_not_of_their_coding_are_passed_over() {
         let meter = read(Some("gzip"), b"this is not gzip at all", 8);
         assert!(!meter.is_legible());
-        assert!(!Meter::new(Some("text/event-stream"), Some("gzip, br")).is_legible());
+        assert!(!Meter::new(Some("text/event-stream"), Some("gzip, br"), true).is_legible());
     }
 }

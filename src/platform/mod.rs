@@ -101,11 +101,15 @@ impl Plan {
         let mut headers = headers::forwarded(client, key, &self.extra);
         headers.push((header::HOST, self.host.clone()));
         headers.push(self.credential.clone());
-        let path = messages::path(&self.root, &call.endpoint);
         let target = match (&call.endpoint, query) {
             (Endpoint::Messages, None) => self.messages.clone(),
-            (_, None) => path.parse().ok()?,
-            (_, Some(query)) => format!("{path}?{query}").parse().ok()?,
+            (endpoint, None) => messages::path(&self.root, endpoint).try_into().ok()?,
+            (endpoint, Some(query)) => {
+                let mut target = messages::path(&self.root, endpoint);
+                target.push('?');
+                target.push_str(query);
+                target.try_into().ok()?
+            }
         };
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(http::uri::Scheme::HTTP);

@@ -25,6 +25,7 @@ const RANGES: &[(&str, Range)] = &[
     ("limits.upload_timeout", Range::Span(MOMENT, DAY)),
     ("limits.header_timeout", Range::Span(MOMENT, HOUR)),
     ("limits.keep_alive", Range::Span(Duration::ZERO, DAY)),
+    ("limits.send_timeout", Range::Span(Duration::from_secs(1), DAY)),
     ("upstream.connect_timeout", Range::Span(MOMENT, HOUR)),
     ("upstream.first_byte_timeout", Range::Span(MOMENT, DAY)),
     ("upstream.idle_timeout", Range::Span(MOMENT, DAY)),
@@ -266,7 +267,7 @@ mod tests {
     #[test]
     fn every_number_and_duration_has_a_range_that_its_default_fits() {
         let known = Layers::new().known;
-        assert_eq!(known.len(), 24, "{known:?}");
+        assert_eq!(known.len(), 26, "{known:?}");
         for (path, default) in &known {
             let range = RANGES.iter().find(|(name, _)| name == path);
             let needs = default.is_integer() || default.as_str().is_some_and(|text| parse_duration(text).is_ok());

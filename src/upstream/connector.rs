@@ -10,8 +10,10 @@ use actix_rt::net::{ActixStream, Ready, TcpStream};
 use actix_service::Service;
 use actix_tls::connect::{ConnectError, ConnectInfo, Connection, ConnectorService};
 use futures_util::future::LocalBoxFuture;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -38,15 +40,30 @@ impl UpstreamConnector {
     }
 }
 
-/// The TLS settings for upstreams: Mozilla's roots, no client certificate, HTTP/1.1.
-pub fn tls_config() -> Arc<rustls::ClientConfig> {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+/// The TLS settings for upstreams: Mozilla's roots and those of `ca_file`, no client certificate, HTTP/1.1. One
+/// for the whole process, so that sessions are resumed across threads.
+///
+/// # Errors
+/// When `ca_file` cannot be read or holds no certificate.
+pub fn tls_config(ca_file: Option<&Path>) -> io::Result<Arc<rustls::ClientConfig>> {
+    let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = ca_file {
+        let bad = |e: String| io::Error::new(io::ErrorKind::InvalidData, e);
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| bad(e.to_string()))?;
+        let found = certificates.collect::<Result<Vec<_>, _>>().map_err(|e| bad(e.to_string()))?;
+        if found.is_empty() {
+            return Err(bad("no certificate in it".to_owned()));
+        }
+        for certificate in found {
+            roots.add(certificate).map_err(|e| bad(e.to_string()))?;
+        }
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider);
     let builder = builder.with_safe_default_protocol_versions().expect("ring offers TLS 1.2 and 1.3");
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Arc::new(config)
+    Ok(Arc::new(config))
 }
 
 impl Service<ConnectInfo<Uri>> for UpstreamConnector {

@@ -3,7 +3,7 @@
 //! No limit on connections (an account's slots are the limit), no redirects (the credential would travel), no
 //! headers of our own, no decompression, and no timeout of awc's: its one timer would go on to bound the body.
 
-use super::connector::{UpstreamConnector, tls_config};
+use super::connector::UpstreamConnector;
 use crate::domain::Fault;
 use crate::platform::{Plan, Prepared};
 use actix_http::error::ParseError;
@@ -11,7 +11,9 @@ use actix_http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use awc::error::{ConnectError, SendRequestError};
 use awc::http::{Method, StatusCode};
 use awc::{Client, ClientResponse, Connector};
+use std::cell::RefCell;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long an attempt may take, by phase.
@@ -31,21 +33,34 @@ const LIFETIME: Duration = Duration::from_secs(600);
 
 /// This thread's way out.
 pub struct Dialer {
-    plain: Client,
-    tls: Client,
+    plain: RefCell<Client>,
+    tls: RefCell<Client>,
+    tls_config: Arc<rustls::ClientConfig>,
     timeouts: Timeouts,
+}
+
+fn client(connector: UpstreamConnector, timeouts: Timeouts) -> Client {
+    let connector = Connector::new().connector(connector).limit(0).timeout(timeouts.connect);
+    let connector = connector.conn_keep_alive(KEEP_ALIVE).conn_lifetime(LIFETIME);
+    Client::builder().connector(connector).no_default_headers().disable_redirects().disable_timeout().finish()
 }
 
 impl Dialer {
     /// A way out for this thread.
-    pub fn new(timeouts: Timeouts) -> Self {
-        let client = |connector| {
-            let connector = Connector::new().connector(connector).limit(0).timeout(timeouts.connect);
-            let connector = connector.conn_keep_alive(KEEP_ALIVE).conn_lifetime(LIFETIME);
-            Client::builder().connector(connector).no_default_headers().disable_redirects().disable_timeout().finish()
-        };
-        let tls = UpstreamConnector::tls(tls_config());
-        Self { plain: client(UpstreamConnector::plain()), tls: client(tls), timeouts }
+    pub fn new(timeouts: Timeouts, tls_config: Arc<rustls::ClientConfig>) -> Self {
+        let plain = RefCell::new(client(UpstreamConnector::plain(), timeouts));
+        let tls = RefCell::new(client(UpstreamConnector::tls(tls_config.clone()), timeouts));
+        Self { plain, tls, tls_config, timeouts }
+    }
+
+    /// Begins with fresh connections: awc has put one back into its pool whose answer is not over, and would give
+    /// the rest of it to the next caller.
+    fn forget_connections(&self, tls: bool) {
+        if tls {
+            self.tls.replace(client(UpstreamConnector::tls(self.tls_config.clone()), self.timeouts));
+        } else {
+            self.plain.replace(client(UpstreamConnector::plain(), self.timeouts));
+        }
     }
 
     /// The phases' bounds.
@@ -59,7 +74,7 @@ impl Dialer {
     /// In which way the attempt failed; an answer of any status is none.
     pub async fn send(&self, plan: &Plan, method: Method, request: Prepared) -> Result<ClientResponse, Fault> {
         let client = if plan.tls { &self.tls } else { &self.plain };
-        let mut out = client.request(method, request.uri).no_decompress();
+        let mut out = client.borrow().request(method, request.uri).no_decompress();
         for (name, value) in request.headers {
             out.headers_mut().append(name, value);
         }
@@ -68,7 +83,11 @@ impl Dialer {
         let bound = self.timeouts.connect + self.timeouts.first_byte;
         let answer = tokio::time::timeout(bound, sending).await.map_err(|_| Fault::FirstByteTimeout)?;
         let answer = answer.map_err(|e| fault(&e))?;
-        if framed(&answer) { Ok(answer) } else { Err(Fault::Framing) }
+        if framed(&answer) {
+            return Ok(answer);
+        }
+        self.forget_connections(plan.tls);
+        Err(Fault::Framing)
     }
 }
 

@@ -5,4 +5,5 @@
 pub mod connector;
 pub mod dial;
 pub mod probe;
+pub mod stall;
 pub mod tap;

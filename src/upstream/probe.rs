@@ -24,12 +24,16 @@ thread_local! {
 }
 
 /// The function that the actors probe with.
-pub fn prober(timeouts: Timeouts, clock: Clock) -> impl Fn(Arc<Plan>, String) -> LocalBoxFuture<'static, ProbeReport> {
+pub fn prober(
+    timeouts: Timeouts,
+    tls: Arc<rustls::ClientConfig>,
+    clock: Clock,
+) -> impl Fn(Arc<Plan>, String) -> LocalBoxFuture<'static, ProbeReport> {
     let timeouts = Timeouts { first_byte: timeouts.first_byte.min(PATIENCE), ..timeouts };
     move |plan, model| {
-        let clock = clock.clone();
+        let (clock, tls) = (clock.clone(), tls.clone());
         Box::pin(async move {
-            let dialer = DIALER.with(|cell| cell.get_or_init(|| Rc::new(Dialer::new(timeouts))).clone());
+            let dialer = DIALER.with(|cell| cell.get_or_init(|| Rc::new(Dialer::new(timeouts, tls))).clone());
             let started = Instant::now();
             let mut report = probe(&dialer, &plan, &model, &clock).await;
             report.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -6,6 +6,7 @@
 //! the protocol's error event where one can stand (an uncompressed stream, between two events), and then an
 //! aborted connection; never a clean end, which SDKs take for success.
 
+use super::stall::{UnderWay, Watched};
 use crate::domain::{Ending, Fault, Usage};
 use crate::platform::messages::error_event;
 use crate::platform::meter::{Meter, Terminal};
@@ -13,8 +14,10 @@ use actix_http::body::{BodySize, MessageBody};
 use awc::ClientResponse;
 use bytes::Bytes;
 use futures_util::Stream;
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -31,6 +34,8 @@ const LAST_BYTES_LEAVE: Duration = Duration::from_millis(50);
 pub trait Booking {
     /// The call ended.
     fn end(&mut self, ending: Ending, usage: Usage, fault: Option<Fault>);
+    /// The upstream has nothing more to do with it, though its client may not have taken all of it yet.
+    fn release(&mut self);
 }
 
 /// What a tap must know of the call.
@@ -39,49 +44,40 @@ pub struct Expect {
     pub success: bool,
     /// An event stream must end with its terminal event to be whole.
     pub terminal_event: bool,
-    /// Content-length, if the answer has one.
+    /// Content-length, if the answer has one and is no event stream: a stream that lacks its terminal event must
+    /// not end as its length announced.
     pub length: Option<u64>,
     /// The client reads HTTP/1.0: it has no chunking by which to see a cut, so that an error event is sent even
     /// inside an event, where it at least breaks the client's parser.
     pub blunt: bool,
-    /// The longest silence between two chunks.
+    /// The longest silence of the upstream between two chunks.
     pub idle: Duration,
+    /// The longest time that the client may take nothing of what is there.
+    pub send: Duration,
     /// For the error event.
     pub request_id: String,
 }
 
-/// The body of an answer.
-pub struct Tap<B: Booking> {
-    /// Dropped first: the upstream's connection is closed before the booking lets go of the slot.
-    upstream: Option<ClientResponse>,
-    booking: B,
-    meter: Meter,
-    expect: Expect,
-    left: Option<u64>,
-    ended: bool,
-    phase: Phase,
-    last: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
-    revoked: Pin<Box<WaitForCancellationFutureOwned>>,
+/// The body of an answer: an [`Answer`] that the thread's watch can reach too.
+pub struct Tap<B: Booking + 'static> {
+    answer: Rc<RefCell<Answer<B>>>,
+    size: BodySize,
+    under_way: Rc<UnderWay>,
+    number: u64,
 }
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// The answer is cut; abort when the time of the last bytes to leave is over.
-    Aborting,
-    Done,
-}
-
-/// The connection is to be aborted.
-#[derive(Debug, thiserror::Error)]
-#[error("the answer was cut")]
-pub struct Abort;
 
 impl<B: Booking> Tap<B> {
     /// A tap over `upstream`'s body; `revoked` ends it at once.
-    pub fn new(upstream: ClientResponse, meter: Meter, expect: Expect, booking: B, revoked: CancellationToken) -> Self {
-        Self {
+    pub fn new(
+        upstream: ClientResponse,
+        meter: Meter,
+        expect: Expect,
+        booking: B,
+        revoked: CancellationToken,
+        under_way: Rc<UnderWay>,
+    ) -> Self {
+        let size = expect.length.map_or(BodySize::Stream, BodySize::Sized);
+        let answer = Rc::new(RefCell::new(Answer {
             upstream: Some(upstream),
             booking,
             meter,
@@ -90,8 +86,108 @@ impl<B: Booking> Tap<B> {
             ended: false,
             phase: Phase::Open,
             last: Instant::now(),
+            handed_out: None,
             timer: None,
-            revoked: Box::pin(revoked.cancelled_owned()),
+            ending: Box::pin(revoked.clone().cancelled_owned()),
+            revoked,
+        }));
+        let number = under_way.add(&answer);
+        Self { answer, size, under_way, number }
+    }
+}
+
+impl<B: Booking> MessageBody for Tap<B> {
+    type Error = Abort;
+
+    fn size(&self) -> BodySize {
+        self.size
+    }
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Abort>>> {
+        self.answer.borrow_mut().poll(cx)
+    }
+}
+
+impl<B: Booking> Drop for Tap<B> {
+    fn drop(&mut self) {
+        self.under_way.remove(self.number);
+        let mut answer = self.answer.borrow_mut();
+        answer.upstream = None;
+        answer.end(Ending::ClientGone, None);
+    }
+}
+
+/// An answer on its way.
+struct Answer<B: Booking> {
+    /// Dropped first: the upstream's connection is closed before the booking lets go of the slot.
+    upstream: Option<ClientResponse>,
+    booking: B,
+    meter: Meter,
+    expect: Expect,
+    left: Option<u64>,
+    ended: bool,
+    phase: Phase,
+    /// When the upstream last sent something.
+    last: Instant,
+    /// When a chunk was handed out after which no more has been asked for.
+    handed_out: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    revoked: CancellationToken,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// The answer is cut; abort when the time of the last bytes to leave is over.
+    Leaving,
+    /// Abort when asked next.
+    Abort,
+    Done,
+}
+
+/// The connection is to be aborted.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was cut")]
+pub struct Abort;
+
+type Next = Poll<Option<Result<Bytes, Abort>>>;
+
+impl<B: Booking> Answer<B> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Next {
+        self.handed_out = None;
+        match self.phase {
+            Phase::Open => {}
+            Phase::Done => return Poll::Ready(None),
+            Phase::Leaving if self.timer.as_mut().is_some_and(|t| t.as_mut().poll(cx).is_pending()) => {
+                return Poll::Pending;
+            }
+            Phase::Leaving | Phase::Abort => {
+                self.phase = Phase::Done;
+                return Poll::Ready(Some(Err(Abort)));
+            }
+        }
+        if !self.ended && self.ending.as_mut().poll(cx).is_ready() {
+            return self.cut(Ending::RelayEnded, None, cx);
+        }
+        let Some(upstream) = self.upstream.as_mut() else { return self.done() };
+        match Pin::new(upstream).poll_next(cx) {
+            Poll::Ready(Some(Ok(chunk))) => {
+                self.last = Instant::now();
+                self.handed_out = Some(self.last);
+                self.after(&chunk);
+                Poll::Ready(Some(Ok(chunk)))
+            }
+            Poll::Ready(None) if self.is_whole() => {
+                self.whole();
+                self.done()
+            }
+            // What has been whole stays whole, whatever the connection does afterwards.
+            Poll::Ready(_) if self.ended => self.done(),
+            Poll::Ready(_) => self.cut(Ending::UpstreamCut, Some(Fault::Cut), cx),
+            Poll::Pending if self.silent_too_long(cx) && self.ended => self.done(),
+            Poll::Pending if self.silent_too_long(cx) => self.cut(Ending::UpstreamCut, Some(Fault::IdleTimeout), cx),
+            Poll::Pending => Poll::Pending,
         }
     }
 
@@ -100,6 +196,12 @@ impl<B: Booking> Tap<B> {
             self.ended = true;
             self.booking.end(ending, self.meter.usage(), fault);
         }
+    }
+
+    fn done(&mut self) -> Next {
+        self.upstream = None;
+        self.phase = Phase::Done;
+        Poll::Ready(None)
     }
 
     /// Books the call if this chunk was its last.
@@ -112,32 +214,22 @@ impl<B: Booking> Tap<B> {
     }
 
     fn whole(&mut self) {
-        let stopped = self.expect.terminal_event && self.meter.is_stream() && self.meter.is_legible();
-        match self.meter.terminal() {
-            None if stopped => self.end(Ending::UpstreamCut, Some(Fault::Cut)),
-            Some(Terminal::Error) => self.end(Ending::UpstreamError, None),
-            _ if self.expect.success => self.end(Ending::Complete, None),
-            _ => self.end(Ending::UpstreamError, None),
-        }
+        let failed = !self.expect.success || self.meter.terminal() == Some(Terminal::Error);
+        self.end(if failed { Ending::UpstreamError } else { Ending::Complete }, None);
     }
 
     /// True if the answer can be taken for whole now that no more of it comes.
     fn is_whole(&self) -> bool {
-        let wants = self.expect.terminal_event && self.meter.is_stream() && self.meter.is_legible();
-        self.left.is_none_or(|n| n == 0) && !(wants && self.meter.terminal().is_none())
+        let told = !self.expect.terminal_event || !self.meter.is_legible() || self.meter.terminal().is_some();
+        told && self.left.is_none_or(|n| n == 0)
     }
 
-    /// The answer is cut: an error event if one can stand here, then the abort.
-    fn cut(
-        &mut self,
-        ending: Ending,
-        fault: Option<Fault>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, Abort>>> {
+    /// The answer is cut: an error event if one can stand here, then the abort. actix drops what it has not
+    /// written yet when a body fails, so that what came before the cut is given time to leave first.
+    fn cut(&mut self, ending: Ending, fault: Option<Fault>, cx: &mut Context<'_>) -> Next {
         self.upstream = None;
         self.end(ending, fault);
-        // actix drops what it has not written yet when a body fails: what came before the cut leaves first.
-        self.phase = Phase::Aborting;
+        self.phase = Phase::Leaving;
         let mut timer = Box::pin(sleep_until(Instant::now() + LAST_BYTES_LEAVE));
         let _ = timer.as_mut().poll(cx);
         self.timer = Some(timer);
@@ -153,10 +245,9 @@ impl<B: Booking> Tap<B> {
 
     /// The bound on silence. The timer is armed once and looked at when it fires, not reset for every chunk.
     fn silent_too_long(&mut self, cx: &mut Context<'_>) -> bool {
-        let bound = if self.ended { TAIL } else { self.expect.idle };
+        let deadline = self.last + if self.ended { TAIL } else { self.expect.idle };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         loop {
-            let deadline = self.last + bound;
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             if timer.deadline() > deadline {
                 timer.as_mut().reset(deadline);
             }
@@ -169,69 +260,28 @@ impl<B: Booking> Tap<B> {
             timer.as_mut().reset(deadline);
         }
     }
-}
 
-impl<B: Booking + Unpin> MessageBody for Tap<B> {
-    type Error = Abort;
-
-    fn size(&self) -> BodySize {
-        self.expect.length.map_or(BodySize::Stream, BodySize::Sized)
-    }
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Abort>>> {
-        let this = self.get_mut();
-        match this.phase {
-            Phase::Open => {}
-            Phase::Done => return Poll::Ready(None),
-            Phase::Aborting => {
-                let waiting = this.timer.as_mut().is_some_and(|t| t.as_mut().poll(cx).is_pending());
-                if waiting {
-                    return Poll::Pending;
-                }
-                this.phase = Phase::Done;
-                return Poll::Ready(Some(Err(Abort)));
-            }
-        }
-        if !this.ended && this.revoked.as_mut().poll(cx).is_ready() {
-            return this.cut(Ending::RelayEnded, None, cx);
-        }
-        let Some(upstream) = this.upstream.as_mut() else { return Poll::Ready(None) };
-        match Pin::new(upstream).poll_next(cx) {
-            Poll::Ready(Some(Ok(chunk))) => {
-                this.last = Instant::now();
-                this.after(&chunk);
-                Poll::Ready(Some(Ok(chunk)))
-            }
-            Poll::Ready(None) if this.is_whole() => {
-                this.whole();
-                this.done()
-            }
-            // What has been whole stays whole, whatever the connection does afterwards.
-            Poll::Ready(_) if this.ended => this.done(),
-            Poll::Ready(_) => this.cut(Ending::UpstreamCut, Some(Fault::Cut), cx),
-            Poll::Pending if this.silent_too_long(cx) => {
-                if this.ended {
-                    this.done()
-                } else {
-                    this.cut(Ending::UpstreamCut, Some(Fault::IdleTimeout), cx)
-                }
-            }
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl<B: Booking> Tap<B> {
-    fn done(&mut self) -> Poll<Option<Result<Bytes, Abort>>> {
+    /// Ends it without a poll: its client takes nothing, and may never ask again.
+    fn stop(&mut self, ending: Ending) {
         self.upstream = None;
-        self.phase = Phase::Done;
-        Poll::Ready(None)
+        self.phase = if self.ended { Phase::Done } else { Phase::Abort };
+        self.end(ending, None);
+        self.booking.release();
     }
 }
 
-impl<B: Booking> Drop for Tap<B> {
-    fn drop(&mut self) {
-        self.upstream = None;
-        self.end(Ending::ClientGone, None);
+impl<B: Booking> Watched for Answer<B> {
+    fn look(&mut self, now: Instant) {
+        let waits = self.handed_out.map(|at| now.saturating_duration_since(at));
+        if self.phase != Phase::Open || self.upstream.is_none() {
+            return;
+        }
+        match waits {
+            // The last chunk is with the client, or on its way: the upstream has nothing more to say.
+            Some(waits) if self.ended && waits >= TAIL => self.stop(Ending::Complete),
+            Some(_) if !self.ended && self.revoked.is_cancelled() => self.stop(Ending::RelayEnded),
+            Some(waits) if !self.ended && waits >= self.expect.send => self.stop(Ending::ClientGone),
+            _ => {}
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Accounts and keys from end to end: which credential is sent where, and who is told what when one is wrong.
 
-use crate::fake_upstream::{FakeUpstream, Reply, Usage};
-use crate::raw_client::Request;
-use crate::relay_app::{TestRelay, body, message};
+use crate::fake_upstream::{Chunks, FakeUpstream, Reply, Usage};
+use crate::raw_client::{Ended, Request};
+use crate::relay_app::{TestRelay, body, message, stream};
 use serde_json::json;
 
 const USAGE: Usage = Usage { input: 10, output: 42, cache_creation_5m: 5, cache_creation_1h: 2, cache_read: 3 };
@@ -184,7 +184,70 @@ async fn a_rejected_credential_is_probed_again_and_comes_back_by_itself() {
     upstream.next(Reply::json(401, json!({"error": {}})));
     assert_eq!(relay.send(message(&key)).await.status, 401);
     upstream.wait_requests_async(2).await;
-    while relay.reasons("a").await != [""; 0] {}
+    for _ in 0..500 {
+        if relay.reasons("a").await.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(relay.reasons("a").await, [""; 0]);
+    assert_eq!(relay.send(message(&key)).await.status, 200);
+}
+
+#[actix_rt::test]
+async fn a_probe_that_settles_nothing_is_followed_by_another() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| s.health.probe_first = std::time::Duration::from_millis(20)).await;
+    relay.add_account("a", &upstream, json!({})).await;
+    let key = relay.add_key(json!({})).await;
+    for status in [401, 500, 404, 401] {
+        upstream.next(Reply::json(status, json!({"error": {}})));
+    }
+    assert_eq!(relay.send(message(&key)).await.status, 401);
+    upstream.wait_requests_async(5).await;
+    for _ in 0..500 {
+        if relay.reasons("a").await.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(relay.reasons("a").await, [""; 0]);
+}
+
+#[actix_rt::test]
+async fn a_key_that_is_revoked_or_removed_ends_its_streams() {
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
+    relay.add_account("a", &upstream, json!({})).await;
+    for remove in [false, true] {
+        let record = relay.add_key_record(json!({})).await;
+        upstream.next(Reply::stream(&["one"], USAGE).chunks(Chunks::Events).hang_after(700));
+        let mut streaming = relay.open(stream(record["key"].as_str().unwrap())).await;
+        assert!(streaming.next().await.unwrap().is_ok());
+        let path = format!("/admin/keys/{}", record["id"].as_str().unwrap());
+        let patch = Request::patch(&path).json(json!({"status": "revoked"}));
+        let edit = if remove { Request::delete(&path) } else { patch };
+        assert_eq!(relay.admin(edit).await.status, 200);
+        let rest = streaming.rest().await;
+        assert_ne!(rest.ended, Ended::Complete, "{}", rest.text());
+    }
+    upstream.wait_until_async(|u| u.open_total() == 0).await;
+    relay.idle().await;
+    assert_eq!(relay.endings().await, [("relay_ended".to_owned(), 2)]);
+}
+
+#[actix_rt::test]
+async fn an_account_that_is_removed_and_added_again_keeps_its_limit() {
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
+    let add = || relay.add_account("a", &upstream, json!({"concurrencyLimit": 1}));
+    add().await;
+    let key = relay.add_key(json!({})).await;
+    upstream.next(Reply::stream(&["one"], USAGE).hang_after(100));
+    let streaming = relay.open(stream(&key)).await;
+    assert_eq!(relay.admin(Request::delete("/admin/accounts/a")).await.status, 200);
+    assert_eq!(relay.send(message(&key)).await.header("x-relay-error"), Some("no_account"));
+    add().await;
+    assert_eq!(relay.send(message(&key)).await.header("x-relay-error"), Some("at_capacity"));
+    assert_eq!(relay.outstanding().permits, 1);
+    streaming.leave();
+    relay.idle().await;
     assert_eq!(relay.send(message(&key)).await.status, 200);
 }
 
@@ -242,8 +305,10 @@ async fn a_key_is_refused_when_revoked_expired_or_at_its_limit() {
     let path = format!("/admin/keys/{}", limited["id"].as_str().unwrap());
     assert_eq!(relay.admin(Request::patch(&path).json(json!({"status": "revoked"}))).await.status, 200);
     let ended = held.await.unwrap();
-    assert!(ended.status >= 400, "{}", ended.status);
+    assert_eq!((ended.status, ended.header("x-relay-error")), (401, Some("key_revoked")));
     upstream.wait_until_async(|u| u.open_total() == 0).await;
+    assert_eq!(relay.endings().await, [("relay_ended".to_owned(), 1)]);
+    assert_eq!(relay.reasons("a").await, [""; 0], "a revocation counted against the account");
     assert_eq!(relay.send(message(key)).await.header("x-relay-error"), Some("key_revoked"));
     relay.idle().await;
 }

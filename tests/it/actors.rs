@@ -17,7 +17,7 @@ use claude_relay::domain::verdict::{Code, Verdict};
 use claude_relay::domain::{
     AccountId, Call, Ending, Endpoint, Key, Outcome, PlainKey, ProbeReport, Refusal, Time, Usage,
 };
-use claude_relay::store::journal::{JournalWriter, Settler};
+use claude_relay::store::journal::{JournalHealth, JournalWriter, Settler};
 use claude_relay::store::seal::Sealer;
 use claude_relay::store::sqlite::SqliteStore;
 use claude_relay::store::{Begun, Ended, Stores, UsageFilter};
@@ -36,6 +36,7 @@ struct Pool {
     stores: Stores,
     accounts_fuse: Fuse,
     usage_fuse: Fuse,
+    journal: Arc<JournalHealth>,
     now: Arc<AtomicI64>,
     fatal: Arc<Mutex<Vec<&'static str>>>,
     dir: TempDir,
@@ -53,11 +54,13 @@ impl Pool {
         let (accounts_fuse, usage_fuse) = (Fuse::default(), Fuse::default());
         let stores = failing(stores, &accounts_fuse, &usage_fuse);
         let settler = Settler::new(&dir.path().join("journal"), stores.usage.clone(), BOOT).unwrap();
+        let journal = Arc::new(JournalHealth::default());
         let (now, fatal) = (Arc::new(AtomicI64::new(1_800_000_000_000)), Arc::new(Mutex::new(Vec::new())));
         let (clock, deaths) = (now.clone(), fatal.clone());
         let parts = Parts {
             stores: stores.clone(),
             settler: Some(Arc::new(tokio::sync::Mutex::new(settler))),
+            journal: journal.clone(),
             settle_interval: Duration::from_millis(20),
             clock: Clock::from_fn(move || chrono::DateTime::from_timestamp_millis(clock.load(SeqCst)).unwrap()),
             policy: Policy::default(),
@@ -66,7 +69,7 @@ impl Pool {
             on_fatal: Arc::new(move |role| deaths.lock().unwrap().push(role)),
         };
         let actors = start(parts).await.unwrap();
-        Self { actors, stores, accounts_fuse, usage_fuse, now, fatal, dir }
+        Self { actors, stores, accounts_fuse, usage_fuse, journal, now, fatal, dir }
     }
 
     fn now(&self) -> Time {
@@ -312,7 +315,7 @@ async fn a_panic_in_roster_or_ledger_is_survived_and_nothing_is_lost() {
 
     let old = pool.actors.ledger.addr();
     pool.usage_fuse.light(1);
-    let mut journal = JournalWriter::create(&pool.dir.path().join("journal"), BOOT, 0, Arc::default()).unwrap();
+    let mut journal = JournalWriter::create(&pool.dir.path().join("journal"), BOOT, 0, pool.journal.clone()).unwrap();
     let call = journal.next_call();
     let at = pool.now();
     let [key, account, model, endpoint] = ["k", "a", "m", "messages"].map(str::to_owned);

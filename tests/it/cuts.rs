@@ -96,8 +96,11 @@ async fn a_clean_end_without_the_terminal_event_is_a_cut() {
     upstream.next(Reply::sse(short));
     is_seen_as_cut(&relay.send(stream(&key)).await, short);
     // What the answer said it used is booked all the same.
+    // A length that is kept is no proof either.
+    upstream.next(Reply::sse(short).content_length());
+    is_seen_as_cut(&relay.send(stream(&key)).await, short);
     let row = &relay.usage().await[0];
-    assert_eq!((&row["output_tokens"], &row["endings"]["upstream_cut"]), (&json!(42), &json!(1)));
+    assert_eq!((&row["output_tokens"], &row["endings"]["upstream_cut"]), (&json!(84), &json!(2)));
 }
 
 #[actix_rt::test]

@@ -1,6 +1,7 @@
 //! Clients that leave: the upstream's connection is closed, the slot comes back, and what is known is booked.
 
 use crate::fake_upstream::{FakeUpstream, Reply, Usage};
+use crate::raw_client::{Ended, Request};
 use crate::relay_app::{NOTHING, TestRelay, message, stream};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -84,9 +85,46 @@ async fn while_the_body_still_comes_nothing_was_taken() {
     let head =
         format!("POST /v1/messages HTTP/1.1\r\nhost: r\r\nx-api-key: {key}\r\ncontent-length: 1000\r\n\r\n{{\"model\"");
     connection.write(head.as_bytes()).await;
-    connection.leave();
+    // All that was sent is there, and held: no slot, no pass, no ticket.
     assert_eq!((upstream.requests().len(), relay.outstanding()), (0, NOTHING));
+    connection.leave();
     assert_eq!(relay.send(message(&key)).await.status, 200);
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[actix_rt::test]
+async fn a_client_that_takes_nothing_of_its_answer_gives_the_slot_back() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| s.limits.send_timeout = Duration::from_secs(1)).await;
+    relay.add_account("a", &upstream, json!({"concurrencyLimit": 1})).await;
+    let key = relay.add_key(json!({})).await;
+    let text = "x".repeat(64 << 20);
+    upstream.next(Reply::stream(&[&text], USAGE));
+    let streaming = relay.open(stream(&key)).await;
+    assert_eq!((streaming.status, relay.outstanding().permits), (200, 1));
+    // Nothing is read from here on.
+    upstream.wait_until_async(|u| u.open_total() == 0).await;
+    relay.idle().await;
+    assert_eq!(relay.endings().await, [("client_gone".to_owned(), 1)]);
+    assert_eq!(relay.send(message(&key)).await.status, 200);
+    // Whoever reads on after all does not take the part for the whole.
+    assert_ne!(streaming.rest().await.ended, Ended::Complete);
+}
+
+#[actix_rt::test]
+async fn a_revocation_reaches_a_client_that_takes_nothing() {
+    let upstream = FakeUpstream::start();
+    let (relay, _) = relay_with(&upstream).await;
+    let record = relay.add_key_record(json!({})).await;
+    let text = "x".repeat(64 << 20);
+    upstream.next(Reply::stream(&[&text], USAGE));
+    let streaming = relay.open(stream(record["key"].as_str().unwrap())).await;
+    let path = format!("/admin/keys/{}", record["id"].as_str().unwrap());
+    assert_eq!(relay.admin(Request::patch(&path).json(json!({"status": "revoked"}))).await.status, 200);
+    upstream.wait_until_async(|u| u.open_total() == 0).await;
+    relay.idle().await;
+    assert_eq!(relay.endings().await, [("relay_ended".to_owned(), 1)]);
+    drop(streaming);
 }
 
 #[actix_rt::test]

@@ -19,3 +19,4 @@ mod settings;
 mod store_contract;
 mod store_usage;
 mod streaming;
+mod tls;

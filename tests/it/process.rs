@@ -35,8 +35,9 @@ async fn kill_9_during_a_burst_of_streams_loses_and_doubles_nothing() {
     upstream.answer_with(|request| {
         let n: u64 = request.header("x-number").unwrap().parse().unwrap();
         let usage = Usage { input: 1 << n.min(40), output: n, ..USAGE };
-        let pause = Duration::from_millis(n % 7);
-        Reply::stream(&["one", "two", "three"], usage).chunks(Chunks::Events).pause(pause)
+        let reply = Reply::stream(&["one", "two", "three"], usage).chunks(Chunks::Events);
+        // A few are sure to run when the kill comes.
+        if n.is_multiple_of(20) { reply.hang_after(900) } else { reply.pause(Duration::from_millis(n % 7)) }
     });
     let addr = relay.addr;
     let calls: Vec<_> = (0..120_u64)
@@ -60,8 +61,14 @@ async fn kill_9_during_a_burst_of_streams_loses_and_doubles_nothing() {
             *endings.entry(name.clone()).or_default() += n.as_u64().unwrap();
         }
     }
-    assert_eq!(total("requests"), upstream.requests().len() as u64, "one row for each call that reached the upstream");
-    assert_eq!(endings.values().sum::<u64>(), total("requests"));
+    // A call that was killed between its `begun` and its dialling has a row that the upstream knows nothing of.
+    let (rows_in_all, seen) = (total("requests"), upstream.requests().len() as u64);
+    let crashed = endings.get("relay_crashed").copied().unwrap_or_default();
+    assert!(
+        (seen..=seen + crashed).contains(&rows_in_all),
+        "{rows_in_all} rows for {seen} calls that reached the upstream"
+    );
+    assert_eq!(endings.values().sum::<u64>(), rows_in_all);
     let whole: Vec<u64> =
         answers.iter().filter(|(_, a)| a.ended == Ended::Complete && a.status == 200).map(|(n, _)| *n).collect();
     let complete = endings.get("complete").copied().unwrap_or_default();
@@ -119,7 +126,7 @@ async fn sigterm_lets_running_streams_end_and_a_second_relay_waits_for_the_lock(
 #[actix_rt::test]
 async fn a_drain_is_bounded_and_a_second_signal_ends_at_once() {
     let (upstream, data) = (FakeUpstream::start(), tempfile::tempdir().unwrap());
-    upstream.always(Reply::stream(&["one"], USAGE).hang_after(500));
+    upstream.always(Reply::stream(&["one"], USAGE).hang_after(700));
     let env = [("CLAUDE_RELAY_DRAIN_TIMEOUT", "200ms")];
     let mut relay = RelayProcess::start(data.path(), &["--no-demo"], &env).await;
     let key = add(data.path(), &upstream, 10);
@@ -138,7 +145,9 @@ async fn a_drain_is_bounded_and_a_second_signal_ends_at_once() {
     drop(held);
     let relay = RelayProcess::start(data.path(), &[], &[]).await;
     let rows = cli_json(data.path(), &["usage"], "")["rows"].clone();
-    assert_eq!(rows[0]["requests"], 2, "{rows}");
+    // The first was cut by the drain's end and booked with what it had said; the second died with its relay.
+    assert_eq!(rows[0]["endings"], json!({"relay_ended": 1, "relay_crashed": 1}), "{rows}");
+    assert_eq!(rows[0]["input_tokens"], 10);
     drop(relay);
 }
 
@@ -179,10 +188,9 @@ async fn no_secret_is_in_the_log_or_on_the_command_lines_output() {
     let log = relay.output();
     // The greeting shows the admin token and the first key, once, by design; the log lines begin after it.
     let lines: String = log.lines().filter(|l| l.starts_with('{')).collect();
-    assert!(
-        lines.contains("credential") && lines.contains("session_token") && lines.contains("upstream_request_id")
-            || lines.contains("dialling")
-    );
+    for told in [r#""credential":"session_token""#, r#""message":"dialling""#, r#""message":"the upstream answered""#] {
+        assert!(lines.contains(told), "{told} is not in the log");
+    }
     let sealing = std::fs::read_to_string(data.path().join("sealing.key")).unwrap();
     for secret in [
         session,

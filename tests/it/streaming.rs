@@ -185,6 +185,24 @@ async fn an_answer_without_framing_is_a_502_and_never_an_empty_success() {
 }
 
 #[actix_rt::test]
+async fn what_an_unframed_answer_leaves_behind_is_not_read_as_the_next_answer() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| s.workers = 1).await;
+    relay.add_account("a", &upstream, json!({})).await;
+    let key = relay.add_key(json!({})).await;
+    let forged = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged";
+    let late =
+        Reply::text(200, "text/plain", forged).no_framing().chunks(Chunks::Bytes(1)).pause(Duration::from_millis(1));
+    upstream.next(late);
+    let answer = relay.send(message(&key)).await;
+    assert_eq!((answer.status, answer.header("x-relay-error")), (502, Some("upstream_framing")));
+    for _ in 0..20 {
+        let next = relay.send(message(&key)).await;
+        assert!(next.status == 200 && next.text() != "forged", "{}", next.text());
+    }
+}
+
+#[actix_rt::test]
 async fn an_early_answer_to_a_large_body_reaches_the_client() {
     let upstream = FakeUpstream::start();
     let (relay, key) = relay_with(&upstream).await;

@@ -1,14 +1,14 @@
 //! `/admin/accounts`: create, list, show, change, remove, test. Records go in and out in the operator's names,
 //! secrets as marks.
 
-use super::{AdminError, State, json};
+use super::{AdminError, State, json, optional_json};
 use crate::actors::account::Probe;
 use crate::actors::roster::{Amend, Enlist, Retire};
 use crate::domain::account::FIELDS;
 use crate::domain::document::{Document, FieldError};
 use crate::domain::{AccountId, Outcome};
 use actix_web::HttpResponse;
-use actix_web::web::{Bytes, Path};
+use actix_web::web::{Path, Payload};
 use serde_json::json;
 
 type Answer = Result<HttpResponse, AdminError>;
@@ -30,8 +30,8 @@ pub async fn list(state: State) -> Answer {
     Ok(HttpResponse::Ok().json(json!({ "accounts": shown })))
 }
 
-pub async fn create(state: State, body: Bytes) -> Answer {
-    let mut record = Document::from_input(json(&body)?, FIELDS)?;
+pub async fn create(state: State, body: Payload) -> Answer {
+    let mut record = Document::from_input(json(body).await?, FIELDS)?;
     if record.get("id").is_none() {
         record.set("id", uuid::Uuid::new_v4().to_string());
     }
@@ -58,8 +58,8 @@ pub async fn show(state: State, path: Path<String>) -> Answer {
     Ok(HttpResponse::Ok().json(stored.masked(FIELDS)))
 }
 
-pub async fn change(state: State, path: Path<String>, body: Bytes) -> Answer {
-    let patch = Document::from_input(json(&body)?, FIELDS)?;
+pub async fn change(state: State, path: Path<String>, body: Payload) -> Answer {
+    let patch = Document::from_input(json(body).await?, FIELDS)?;
     if patch.is_empty() {
         return Err(FieldError::new("body", "names no field to change").into());
     }
@@ -73,9 +73,9 @@ pub async fn remove(state: State, path: Path<String>) -> Answer {
     Ok(HttpResponse::Ok().json(json!({ "removed": id })))
 }
 
-pub async fn test(state: State, path: Path<String>, body: Bytes) -> Answer {
+pub async fn test(state: State, path: Path<String>, body: Payload) -> Answer {
     let id = id(&path)?;
-    let sent = if body.is_empty() { json!({}) } else { json(&body)? };
+    let sent = optional_json(body).await?.unwrap_or_default();
     let model = match &sent["model"] {
         serde_json::Value::Null => None,
         serde_json::Value::String(name) if !name.is_empty() => Some(name.clone()),

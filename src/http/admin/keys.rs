@@ -6,7 +6,7 @@ use crate::domain::key::FIELDS;
 use crate::domain::{AccountId, KeyId, PlainKey};
 use crate::store::StoreError;
 use actix_web::HttpResponse;
-use actix_web::web::{Bytes, Path};
+use actix_web::web::{Path, Payload};
 use serde_json::{Value, json};
 
 type Answer = Result<HttpResponse, AdminError>;
@@ -60,8 +60,8 @@ pub async fn list(state: State) -> Answer {
     Ok(HttpResponse::Ok().json(json!({ "keys": all.iter().map(shown).collect::<Vec<_>>() })))
 }
 
-pub async fn create(state: State, body: Bytes) -> Answer {
-    let record = Document::from_input(json(&body)?, FIELDS)?;
+pub async fn create(state: State, body: Payload) -> Answer {
+    let record = Document::from_input(json(body).await?, FIELDS)?;
     if record.text("name")?.is_none() {
         return Err(FieldError::new("name", "required; say who will hold the key").into());
     }
@@ -74,8 +74,8 @@ pub async fn show(state: State, path: Path<String>) -> Answer {
     Ok(HttpResponse::Ok().json(shown(&state.actors.keys.show(&KeyId::new(path.as_str())).await?)))
 }
 
-pub async fn change(state: State, path: Path<String>, body: Bytes) -> Answer {
-    let patch = Document::from_input(json(&body)?, FIELDS)?;
+pub async fn change(state: State, path: Path<String>, body: Payload) -> Answer {
+    let patch = Document::from_input(json(body).await?, FIELDS)?;
     if patch.is_empty() {
         return Err(FieldError::new("body", "names no field to change").into());
     }

@@ -121,9 +121,24 @@ impl ResponseError for AdminError {
     }
 }
 
-/// A JSON body of at most 1 MiB, with errors in our shape.
-fn json(body: &web::Bytes) -> Result<serde_json::Value, AdminError> {
-    serde_json::from_slice(body).map_err(|e| AdminError::Body(format!("not valid JSON: {e}")))
+/// The largest body of an admin request, bytes.
+const LARGEST_BODY: usize = 1 << 20;
+
+/// A JSON body, with errors in our shape; none at all is `None`.
+async fn optional_json(body: web::Payload) -> Result<Option<serde_json::Value>, AdminError> {
+    let read = body.to_bytes_limited(LARGEST_BODY).await;
+    let bytes = read.map_err(|_| AdminError::Body(format!("larger than {LARGEST_BODY} bytes")))?;
+    let bytes = bytes.map_err(|e| AdminError::Body(format!("could not be read: {e}")))?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let parsed = serde_json::from_slice(&bytes);
+    parsed.map(Some).map_err(|e| AdminError::Body(format!("not valid JSON: {e}")))
+}
+
+/// A JSON body that must be there.
+async fn json(body: web::Payload) -> Result<serde_json::Value, AdminError> {
+    optional_json(body).await?.ok_or_else(|| AdminError::Body("expected a JSON object, got nothing".to_owned()))
 }
 
 /// 404, as JSON.
