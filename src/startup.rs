@@ -190,6 +190,8 @@ pub fn serve(settings: Settings) -> Result<(), StartError> {
     actix_web::rt::System::new().block_on(async {
         let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
+        // A file size limit (`ulimit -f`) is to be an error of the write, which the journal survives, not an end.
+        let _file_too_large = signal(tokio::signal::unix::SignalKind::from_raw(SIGXFSZ))?;
         let application = Application::build(settings).await?;
         application.greeting.tell(application.relay_addr(), application.admin_addr(), &application.dir);
         tokio::select! {
@@ -205,6 +207,9 @@ pub fn serve(settings: Settings) -> Result<(), StartError> {
         Ok(())
     })
 }
+
+/// The signal of a write over the file size limit (Linux, signal(7)).
+const SIGXFSZ: i32 = 25;
 
 /// How long calls that are cut at the end of a drain may take to be booked.
 const LAST_CALLS: Duration = Duration::from_secs(2);

@@ -24,7 +24,7 @@ impl AccountId {
     /// When it is empty, too long, or has other characters.
     pub fn parse(text: &str) -> Result<Self, FieldError> {
         let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        if text.is_empty() || text.len() > 64 || !text.bytes().all(fits) {
+        if text.is_empty() || text.len() > 64 || !text.bytes().all(fits) || text.bytes().all(|b| b == b'.') {
             return Err(FieldError::new("id", "1 to 64 letters, digits, '.', '_' or '-'; leave it out to get one"));
         }
         Ok(Self(text.into()))
@@ -172,7 +172,13 @@ pub const FIELDS: &[Field] = &[
 pub const DEFAULT_CONCURRENCY_LIMIT: i64 = 5;
 
 /// Headers that an operator may not set: they frame the message, or carry the credential that other fields set.
-const RESERVED_HEADERS: [&str; 12] = [
+const RESERVED_HEADERS: [&str; 18] = [
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authorization",
+    "cookie",
+    "accept-encoding",
+    "content-encoding",
     "host",
     "content-length",
     "transfer-encoding",
@@ -196,6 +202,7 @@ impl Account {
         let id = AccountId::parse(doc.text("id")?.unwrap_or_default())?;
         let platform = parse_platform(doc)?;
         let endpoint = doc.text("custom_api_endpoint")?.map(parse_endpoint).transpose()?;
+        doc.text("description")?;
         if platform == Platform::ClaudeConsole && endpoint.is_none() {
             return Err(FieldError::new(
                 "custom_api_endpoint",
@@ -263,6 +270,9 @@ fn parse_endpoint(text: &str) -> Result<Uri, FieldError> {
     if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
         return wrong("must not carry credentials; put the token into session_token");
     }
+    if uri.path().split('/').any(|segment| segment == "." || segment == "..") {
+        return wrong("must not have '.' or '..' in its path; write the path it means");
+    }
     if uri.query().is_some() {
         return wrong("must not have a query; remove everything from '?'");
     }
@@ -292,6 +302,9 @@ fn parse_headers(doc: &Document) -> Result<Vec<(String, Secret)>, FieldError> {
         if http::header::HeaderValue::from_str(text).is_err() {
             return Err(FieldError::new(field, "not a header value: line breaks and control characters are out"));
         }
+        if out.iter().any(|(known, _)| *known == lower) {
+            return Err(FieldError::new(field, "stands twice, in two spellings; leave one"));
+        }
         out.push((lower, Secret::new(text)));
     }
     Ok(out)
@@ -300,7 +313,8 @@ fn parse_headers(doc: &Document) -> Result<Vec<(String, Secret)>, FieldError> {
 fn parse_models(doc: &Document) -> Result<Models, FieldError> {
     let expected = "a list of model names, or an object of asked name to upstream name";
     let Some(value) = doc.get("models") else { return Ok(Models::Any) };
-    let name = |v: &Value| v.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
+    let fits = |s: &&str| !s.is_empty() && s.len() <= 256 && !s.chars().any(char::is_control);
+    let name = |v: &Value| v.as_str().filter(fits).map(str::to_owned);
     let map: Option<BTreeMap<_, _>> = match value {
         Value::Array(list) => list.iter().map(|v| name(v).map(|n| (n.clone(), n))).collect(),
         Value::Object(map) => map.iter().map(|(k, v)| name(v).map(|n| (k.clone(), n))).collect(),

@@ -8,6 +8,9 @@ use super::Secret;
 use serde_json::{Map, Value};
 use std::fmt;
 
+/// No text field needs more, bytes.
+const LONGEST_TEXT: usize = 2048;
+
 /// One field a record may have.
 pub struct Field {
     /// The name that is stored and returned.
@@ -136,10 +139,13 @@ impl Document {
     /// A text field, trimmed; absent if empty.
     ///
     /// # Errors
-    /// When the value is no string or has control characters.
+    /// When the value is no string, is longer than 2,048 bytes, or has control characters.
     pub fn text(&self, name: &str) -> Result<Option<&str>, FieldError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let text = value.as_str().ok_or_else(|| wrong(name, "a string", value))?.trim();
+        if text.len() > LONGEST_TEXT {
+            return Err(FieldError::new(name, format!("longer than {LONGEST_TEXT} bytes; shorten it")));
+        }
         if text.chars().any(char::is_control) {
             return Err(FieldError::new(name, "control characters are not allowed; remove them"));
         }

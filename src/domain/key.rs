@@ -5,6 +5,7 @@
 
 use super::document::{Document, Field, FieldError, Guard, wrong};
 use super::{AccountId, Secret, Time};
+use memchr::memmem;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
@@ -96,6 +97,14 @@ impl PlainKey {
     pub fn mark(&self) -> String {
         self.0.mark().trim_end_matches(" (set)").to_owned()
     }
+}
+
+/// True if a plain relay key, by its form, stands anywhere in `text`.
+pub fn is_within(text: &[u8]) -> bool {
+    memmem::find_iter(text, b"cr_").any(|at| {
+        let digits = text.get(at + 3..at + 67);
+        digits.is_some_and(|d| d.iter().all(u8::is_ascii_hexdigit))
+    })
 }
 
 /// A key, checked and typed.

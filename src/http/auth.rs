@@ -4,7 +4,7 @@
 //! credentials were sent, the first that is a usable key counts, else the first that is known.
 
 use crate::actors::{KeyEntry, KeyRing};
-use crate::domain::{Refusal, Time};
+use crate::domain::{Refusal, Time, key};
 use actix_web::HttpRequest;
 use actix_web::http::header::AUTHORIZATION;
 use std::sync::Arc;
@@ -43,21 +43,36 @@ pub fn caller(request: &HttpRequest, keys: &KeyRing, now: Time) -> Result<Caller
 }
 
 fn presented(request: &HttpRequest) -> Vec<&str> {
-    let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok());
-    let bearer = request.headers().get_all(AUTHORIZATION).filter_map(|v| v.to_str().ok()).find_map(|v| {
-        let (scheme, token) = v.trim().split_once(' ')?;
+    let named = |name: &'static str| request.headers().get_all(name).filter_map(|v| v.to_str().ok());
+    let bearer = named(AUTHORIZATION.as_str()).filter_map(|v| {
+        let (scheme, token) = v.trim().split_once([' ', '\t'])?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token)
     });
-    let in_query = request.query_string().split('&').find_map(|pair| pair.strip_prefix("key="));
-    let all = [header("x-api-key"), bearer, header("x-goog-api-key"), header("api-key"), in_query];
-    all.into_iter().flatten().map(str::trim).filter(|t| !t.is_empty()).collect()
+    let in_query = request.query_string().split('&').filter_map(|pair| pair.strip_prefix("key="));
+    let all = named("x-api-key").chain(bearer).chain(named("x-goog-api-key")).chain(named("api-key")).chain(in_query);
+    all.map(str::trim).filter(|t| !t.is_empty()).collect()
 }
 
-/// The query less every parameter that repeats the key, or is a relay key by its form.
+/// The query less every parameter that repeats the key or holds a relay key by its form, however it is escaped.
 fn without_keys(query: &str, key: &str) -> Option<String> {
-    let ours = |pair: &&str| pair.contains(key) || pair.strip_prefix("key=").is_some_and(|v| v.starts_with("cr_"));
+    let ours = |pair: &&str| {
+        let plain = unescaped(pair);
+        plain.contains(key) || key::is_within(plain.as_bytes()) || plain.starts_with("key=cr_")
+    };
     let kept: Vec<_> = query.split('&').filter(|pair| !pair.is_empty() && !ours(pair)).collect();
     (!kept.is_empty()).then(|| kept.join("&"))
+}
+
+/// Percent-escapes resolved, for looking only: what travels is as it was sent.
+fn unescaped(text: &str) -> String {
+    let (bytes, mut out, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
+    while at < bytes.len() {
+        let escape = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
+        let decoded = escape.and_then(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok());
+        out.push(decoded.unwrap_or(bytes[at]));
+        at += if decoded.is_some() { 3 } else { 1 };
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]
@@ -83,5 +98,8 @@ mod tests {
         assert_eq!(without_keys("key=theirs&a=cr_1", "cr_1").as_deref(), Some("key=theirs"));
         assert_eq!(without_keys("key=cr_2&b", "cr_1").as_deref(), Some("b"));
         assert_eq!(without_keys("key=cr_1", "cr_1"), None);
+        assert_eq!(without_keys("x=cr%5F1&y=%63r_%31&z=100%", "cr_1").as_deref(), Some("z=100%"));
+        let other = format!("tok=cr_{}&a=1", "ab".repeat(32));
+        assert_eq!(without_keys(&other, "cr_1").as_deref(), Some("a=1"));
     }
 }

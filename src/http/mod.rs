@@ -69,7 +69,7 @@ pub fn relay_routes(cfg: &mut ServiceConfig) {
                 .default_service(reply::wrong_method()),
         );
     }
-    for path in ["/", "/api", "/claude"] {
+    for path in ["/", "/api", "/api/", "/claude", "/claude/"] {
         cfg.service(
             web::resource(path)
                 .get(probes::greeting)

@@ -1,6 +1,8 @@
 //! What balancers and people ask without a key: is the process up, and would a call find an account.
 
 use super::Shared;
+use crate::actors::account::AccountView;
+use crate::domain::verdict::Code;
 use actix_web::HttpResponse;
 use actix_web::web::Data;
 use serde_json::json;
@@ -36,7 +38,9 @@ pub async fn reasons(shared: &Shared) -> Vec<serde_json::Value> {
         say("journal", "usage cannot be written to the journal; is the disk full?".to_owned());
     }
     let (now, views) = (shared.clock.now(), shared.actors.seats.views());
-    if !views.iter().any(|v| v.verdict(None, now).schedulable) {
+    // A pool that is merely busy is ready: a balancer that took it away would make the others busier.
+    let ready = |v: &AccountView| v.verdict(None, now).reasons.iter().all(|r| r.code == Code::AtCapacity);
+    if !views.iter().any(|v| v.verdict(None, now).schedulable || ready(v)) {
         say("no_schedulable_account", format!("{} accounts, none of which could take a call now", views.len()));
     }
     out

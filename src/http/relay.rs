@@ -5,10 +5,13 @@ use super::auth::{self, Caller};
 use super::reply::{refuse, unknown_path};
 use super::span::call_id;
 use super::{Worker, body};
-use crate::domain::{Call, Endpoint, Refusal};
+use crate::domain::{Call, Ending, Endpoint, Refusal, Usage};
 use crate::platform::meter::Meter;
 use crate::platform::{headers, judge};
-use crate::upstream::tap::{Expect, Tap};
+use crate::upstream::dial::content_length;
+use crate::upstream::stall::ClientSocket;
+use crate::upstream::tap::{Booking, Expect, Tap};
+use actix_web::body::BoxBody;
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::http::{Method, StatusCode, Version};
 use actix_web::web::{Bytes, Data, Payload};
@@ -74,9 +77,13 @@ async fn relayed(
     let mine = |refusal: Refusal| (refusal, Some(key_id.clone()));
 
     let held = body::read(request, payload, &shared.settings, &shared.body_memory).await.map_err(mine)?;
-    let (bytes, hold) = held.split();
+    let (mut bytes, hold) = held.split();
     let call = match &endpoint {
-        Endpoint::Models(_) => Call::bodiless(endpoint),
+        Endpoint::Models(_) => {
+            // A GET has no body; one that was sent all the same goes nowhere.
+            bytes = Bytes::new();
+            Call::bodiless(endpoint)
+        }
         _ => Call::peek(endpoint, &bytes).map_err(|e| mine(e.into()))?,
     };
     let call = Arc::new(call);
@@ -159,7 +166,7 @@ fn respond(
     let meter = Meter::new(find(header::CONTENT_TYPE), find(header::CONTENT_ENCODING), counts);
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let terminal_event = counts && meter.is_stream();
-    let announced = find(header::CONTENT_LENGTH).and_then(|v| v.parse().ok()).or(bodiless.then_some(0));
+    let announced = content_length(&upstream).or(bodiless.then_some(0));
     let length = announced.filter(|_| !terminal_event);
     let old_client = request.version() < Version::HTTP_11;
     let expect = Expect {
@@ -170,6 +177,7 @@ fn respond(
         idle: worker.dialer.timeouts().idle,
         send: worker.shared.settings.limits.send_timeout,
         request_id: attempt.request_id().to_owned(),
+        socket: request.conn_data::<ClientSocket>().copied(),
     };
     let mut response = HttpResponse::new(status);
     pass_back(upstream.headers(), response.headers_mut());
@@ -177,6 +185,12 @@ fn respond(
         // HTTP/1.0 knows no chunking: the end of the connection is the end of the body.
         response.head_mut().no_chunking(true);
         response.head_mut().set_connection_type(actix_http::ConnectionType::Close);
+    }
+    if length == Some(0) {
+        // actix asks an empty body for nothing, so that a tap would not learn that it is over.
+        let mut attempt = attempt;
+        attempt.end(if success { Ending::Complete } else { Ending::UpstreamError }, Usage::default(), None);
+        return response.set_body(BoxBody::new(()));
     }
     let tap = Tap::new(upstream, meter, expect, attempt, caller.key.revoked(), worker.under_way.clone());
     response.set_body(tap).map_into_boxed_body()

@@ -2,11 +2,12 @@
 //!
 //! A client is passed on as it is: nothing here invents a user-agent, a beta or a fingerprint.
 
+use crate::domain::key;
 use http::header::{HeaderName, HeaderValue};
 use memchr::memmem;
 
 /// The client's headers that go up, and the operator's `extra`. `key` is the relay key that was presented: a
-/// header that repeats it anywhere is left out.
+/// header that repeats it, or holds any relay key by its form, is left out.
 pub fn forwarded<'a>(
     client: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
     key: &str,
@@ -87,7 +88,8 @@ fn ends_here(name: &str) -> bool {
 }
 
 fn repeats(value: &HeaderValue, key: &str) -> bool {
-    !key.is_empty() && value.len() >= key.len() && memmem::find(value.as_bytes(), key.as_bytes()).is_some()
+    let text = value.as_bytes();
+    (!key.is_empty() && text.len() >= key.len() && memmem::find(text, key.as_bytes()).is_some()) || key::is_within(text)
 }
 
 /// An operator's beta joins the client's: one header, the client's values first and untouched.

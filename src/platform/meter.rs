@@ -14,6 +14,10 @@ use std::io::{self, Write};
 /// gives today is well below 1 MiB of text.
 const LARGEST_JSON: usize = 4 << 20;
 
+/// A compressed stream is read up to so many decoded bytes: what decodes to more is no answer of a model, and would
+/// hold this thread up.
+const LARGEST_DECODED: usize = 64 << 20;
+
 /// How the answer's own terminal event ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Terminal {
@@ -34,7 +38,8 @@ enum Reader {
     Json(Vec<u8>),
     /// An answer that has no usage.
     Nothing,
-    Sse(Box<Scanner>, Seen),
+    /// The scanner, what it saw, and how many more bytes it may be shown.
+    Sse(Box<Scanner>, Seen, usize),
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -48,8 +53,10 @@ impl Meter {
     pub fn new(content_type: Option<&str>, content_encoding: Option<&str>, counts: bool) -> Self {
         let kind = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         let stream = kind.eq_ignore_ascii_case("text/event-stream");
+        let plain = content_encoding.is_none_or(|c| c.trim().eq_ignore_ascii_case("identity"));
+        let budget = if plain { usize::MAX } else { LARGEST_DECODED };
         let reader = match (stream, counts) {
-            (true, _) => Reader::Sse(Box::default(), Seen::default()),
+            (true, _) => Reader::Sse(Box::default(), Seen::default(), budget),
             (false, true) => Reader::Json(Vec::new()),
             (false, false) => Reader::Nothing,
         };
@@ -65,7 +72,7 @@ impl Meter {
 
     /// True if an event of our own could be put in here: an uncompressed event stream, between two events.
     pub fn accepts_event(&self) -> bool {
-        self.identity && matches!(self.reader(), Some(Reader::Sse(scanner, _)) if scanner.at_boundary())
+        self.identity && matches!(self.reader(), Some(Reader::Sse(scanner, ..)) if scanner.at_boundary())
     }
 
     /// True if the stream's bytes can be read at all (its coding is known), so that a missing terminal event
@@ -90,7 +97,7 @@ impl Meter {
     /// The terminal event, once it has passed.
     pub fn terminal(&self) -> Option<Terminal> {
         match self.reader()? {
-            Reader::Sse(_, seen) => seen.terminal,
+            Reader::Sse(_, seen, _) => seen.terminal,
             Reader::Json(_) | Reader::Nothing => None,
         }
     }
@@ -98,7 +105,7 @@ impl Meter {
     /// What has been used, as far as the answer has said by now.
     pub fn usage(&self) -> Usage {
         match self.reader() {
-            Some(Reader::Sse(_, seen)) => seen.usage,
+            Some(Reader::Sse(_, seen, _)) => seen.usage,
             Some(Reader::Json(body)) => {
                 let mut usage = Usage::default();
                 if let Ok(Body { usage: Some(wire) }) = serde_json::from_slice(body) {
@@ -118,7 +125,10 @@ impl Meter {
 impl Write for Reader {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Sse(scanner, seen) => scanner.feed(bytes, seen),
+            Self::Sse(scanner, seen, budget) => {
+                *budget = budget.checked_sub(bytes.len()).ok_or_else(|| io::Error::other("decodes to too much"))?;
+                scanner.feed(bytes, seen);
+            }
             Self::Json(body) if body.len() + bytes.len() <= LARGEST_JSON => body.extend_from_slice(bytes),
             Self::Nothing => {}
             Self::Json(_) => return Err(io::Error::other("larger than what is read")),
@@ -212,6 +222,8 @@ mod tests {
         "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
     );
 
+    const BROTLI: &str = "1b3900e09c07b62df2937c5f2c0223d985b582c8579fbad92b90bad4f99a73ca8907466d492b0eec748fb16b6c3844a141da998341017d6acf36b8c77b00";
+
     fn expected() -> Usage {
         Usage {
             input_tokens: 10,
@@ -278,6 +290,22 @@ mod tests {
         json.feed(br#"{"content":[],"usage":{"input_tokens":1,"#);
         json.feed(br#""output_tokens":2,"cache_creation":null}}"#);
         assert_eq!((json.usage().input_tokens, json.usage().output_tokens), (1, 2));
+    }
+
+    #[test]
+    fn brotli_is_read() {
+        // `event: message_delta\ndata: {"usage":{"output_tokens":7}}\n\n`, by Node's zlib.
+        let bytes = hex::decode(BROTLI).unwrap();
+        for size in [1, 5, 100] {
+            assert_eq!(read(Some("br"), &bytes, size).usage().output_tokens, 7);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_decodes_to_too_much_is_read_no_further() {
+        let bomb = zstd::stream::encode_all(&vec![b'x'; LARGEST_DECODED + 1][..], 3).unwrap();
+        assert!(bomb.len() < 100_000);
+        assert!(!read(Some("zstd"), &bomb, 1 << 16).is_legible());
     }
 
     #[test]

@@ -7,7 +7,9 @@ use crate::http::span::CallSpan;
 use crate::http::{self, Shared, Worker};
 use crate::store::journal::JournalWriter;
 use crate::upstream::dial::Dialer;
+use crate::upstream::stall::ClientSocket;
 use actix_web::dev::ServerHandle;
+use actix_web::rt::net::TcpStream;
 use actix_web::web::Data;
 use actix_web::{App, HttpServer};
 use std::cell::RefCell;
@@ -49,6 +51,11 @@ pub(super) fn serve_relay(
             .app_data(worker)
             .app_data(Data::new(shared.clone()))
             .configure(http::relay_routes)
+    })
+    .on_connect(|connection, data| {
+        if let Some(tcp) = connection.downcast_ref::<TcpStream>() {
+            data.insert(ClientSocket::of(tcp));
+        }
     })
     .workers(workers)
     .disable_signals()

@@ -5,6 +5,7 @@
 //! since it must lie below that stream. Only HTTP/1.1 is offered by ALPN: awc's HTTP/2 client sends a stray
 //! request when a pooled connection ends.
 
+use super::head::Heads;
 use actix_http::Uri;
 use actix_rt::net::{ActixStream, Ready, TcpStream};
 use actix_service::Service;
@@ -87,7 +88,7 @@ impl Service<ConnectInfo<Uri>> for UpstreamConnector {
                     Inner::Tls(Box::new(tls.connect(name, tcp).await.map_err(ConnectError::Io)?))
                 }
             };
-            Ok(Connection::new(uri, UpstreamStream { inner, refused: false }))
+            Ok(Connection::new(uri, UpstreamStream { inner, refused: false, reading: Reading::Body }))
         })
     }
 }
@@ -98,6 +99,20 @@ pub struct UpstreamStream {
     inner: Inner,
     /// The peer took no more of our request. What it answered may still lie in our receive buffer.
     refused: bool,
+    reading: Reading,
+}
+
+/// What the next bytes from the peer are.
+#[derive(Debug)]
+enum Reading {
+    /// The head of the answer to the request that was written last.
+    Head(Heads),
+    /// Bytes that were read and not handed on yet, from the given place; `true` if nothing may follow them.
+    Held(Vec<u8>, usize, bool),
+    /// The body, or nothing while the connection is idle.
+    Body,
+    /// Nothing: whatever came would be taken for the answer to another request.
+    Nothing,
 }
 
 #[derive(Debug)]
@@ -126,6 +141,20 @@ impl UpstreamStream {
         }
     }
 
+    /// Reads from the peer; its end is an error.
+    fn poll_peer(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = match &mut self.inner {
+            Inner::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Inner::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        };
+        Poll::Ready(match ready!(read) {
+            Ok(()) if buf.filled().len() == before && buf.remaining() > 0 => Err(self.ended()),
+            Err(_) if self.refused => Err(self.ended()),
+            other => other,
+        })
+    }
+
     fn ended(&self) -> io::Error {
         let kind = if self.refused { io::ErrorKind::BrokenPipe } else { io::ErrorKind::UnexpectedEof };
         io::Error::new(kind, "the upstream ended the connection")
@@ -135,22 +164,40 @@ impl UpstreamStream {
 impl AsyncRead for UpstreamStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buf.filled().len();
-        let read = match &mut this.inner {
-            Inner::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Inner::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
-        };
-        Poll::Ready(match ready!(read) {
-            Ok(()) if buf.filled().len() == before && buf.remaining() > 0 => Err(this.ended()),
-            Err(_) if this.refused => Err(this.ended()),
-            other => other,
-        })
+        loop {
+            match &mut this.reading {
+                Reading::Nothing => return Poll::Ready(Err(this.ended())),
+                Reading::Body => return this.poll_peer(cx, buf),
+                Reading::Held(bytes, from, last) => {
+                    let n = buf.remaining().min(bytes.len() - *from);
+                    buf.put_slice(&bytes[*from..*from + n]);
+                    *from += n;
+                    if *from == bytes.len() {
+                        this.reading = if *last { Reading::Nothing } else { Reading::Body };
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Reading::Head(_) => {}
+            }
+            let mut space = [0; 8 * 1024];
+            let mut read = ReadBuf::new(&mut space);
+            ready!(this.poll_peer(cx, &mut read))?;
+            if let Reading::Head(heads) = &mut this.reading
+                && let Some(done) = heads.take(read.filled())
+            {
+                this.reading = Reading::Held(done.bytes, 0, done.last);
+            }
+        }
     }
 }
 
 impl AsyncWrite for UpstreamStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        // awc writes a request only when it has read the last answer: what comes next is a head.
+        if matches!(this.reading, Reading::Body) {
+            this.reading = Reading::Head(Heads::default());
+        }
         if this.refused {
             return Poll::Ready(Ok(bytes.len()));
         }

@@ -9,9 +9,8 @@ use crate::platform::{Plan, Prepared};
 use actix_http::error::ParseError;
 use actix_http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use awc::error::{ConnectError, SendRequestError};
-use awc::http::{Method, StatusCode};
+use awc::http::{Method, StatusCode, Version};
 use awc::{Client, ClientResponse, Connector};
-use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,15 +26,15 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
-/// An idle connection is kept this long. Upstreams behind common balancers keep theirs for 60 s and more.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// An idle connection is kept this long: shorter than what common balancers keep theirs (60 s and more), so that a
+/// request seldom meets a connection that is being closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LIFETIME: Duration = Duration::from_secs(600);
 
 /// This thread's way out.
 pub struct Dialer {
-    plain: RefCell<Client>,
-    tls: RefCell<Client>,
-    tls_config: Arc<rustls::ClientConfig>,
+    plain: Client,
+    tls: Client,
     timeouts: Timeouts,
 }
 
@@ -48,19 +47,8 @@ fn client(connector: UpstreamConnector, timeouts: Timeouts) -> Client {
 impl Dialer {
     /// A way out for this thread.
     pub fn new(timeouts: Timeouts, tls_config: Arc<rustls::ClientConfig>) -> Self {
-        let plain = RefCell::new(client(UpstreamConnector::plain(), timeouts));
-        let tls = RefCell::new(client(UpstreamConnector::tls(tls_config.clone()), timeouts));
-        Self { plain, tls, tls_config, timeouts }
-    }
-
-    /// Begins with fresh connections: awc has put one back into its pool whose answer is not over, and would give
-    /// the rest of it to the next caller.
-    fn forget_connections(&self, tls: bool) {
-        if tls {
-            self.tls.replace(client(UpstreamConnector::tls(self.tls_config.clone()), self.timeouts));
-        } else {
-            self.plain.replace(client(UpstreamConnector::plain(), self.timeouts));
-        }
+        let tls = client(UpstreamConnector::tls(tls_config), timeouts);
+        Self { plain: client(UpstreamConnector::plain(), timeouts), tls, timeouts }
     }
 
     /// The phases' bounds.
@@ -74,7 +62,7 @@ impl Dialer {
     /// In which way the attempt failed; an answer of any status is none.
     pub async fn send(&self, plan: &Plan, method: Method, request: Prepared) -> Result<ClientResponse, Fault> {
         let client = if plan.tls { &self.tls } else { &self.plain };
-        let mut out = client.borrow().request(method, request.uri).no_decompress();
+        let mut out = client.request(method, request.uri).no_decompress();
         for (name, value) in request.headers {
             out.headers_mut().append(name, value);
         }
@@ -83,20 +71,24 @@ impl Dialer {
         let bound = self.timeouts.connect + self.timeouts.first_byte;
         let answer = tokio::time::timeout(bound, sending).await.map_err(|_| Fault::FirstByteTimeout)?;
         let answer = answer.map_err(|e| fault(&e))?;
-        if framed(&answer) {
-            return Ok(answer);
-        }
-        self.forget_connections(plan.tls);
-        Err(Fault::Framing)
+        if framed(&answer) { Ok(answer) } else { Err(Fault::Framing) }
     }
 }
 
-/// awc loses a body that neither length nor chunking delimits (an empty 200): better no answer than half of one.
+/// awc loses a body that neither length nor chunking delimits (an empty 200), and HTTP/1.0 has no chunking: better
+/// no answer than half of one.
 fn framed(answer: &ClientResponse) -> bool {
-    let chunked =
-        answer.headers().get(TRANSFER_ENCODING).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    let chunked = answer.headers().contains_key(TRANSFER_ENCODING) && answer.version() == Version::HTTP_11;
     let bodiless = matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    chunked || bodiless || answer.headers().contains_key(CONTENT_LENGTH)
+    let interim = answer.status().is_informational();
+    !interim && (chunked || bodiless || content_length(answer).is_some())
+}
+
+/// The length an answer announces; where it is chunked too, that is what counts (RFC 9112, 6.3).
+pub fn content_length(answer: &ClientResponse) -> Option<u64> {
+    let chunked = answer.headers().contains_key(TRANSFER_ENCODING);
+    let length = answer.headers().get(CONTENT_LENGTH).filter(|_| !chunked)?;
+    length.to_str().ok()?.parse().ok()
 }
 
 fn fault(error: &SendRequestError) -> Fault {

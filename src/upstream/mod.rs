@@ -4,6 +4,7 @@
 
 pub mod connector;
 pub mod dial;
+pub mod head;
 pub mod probe;
 pub mod stall;
 pub mod tap;

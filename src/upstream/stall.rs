@@ -4,7 +4,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// An answer that can be looked at from outside.
@@ -43,6 +45,42 @@ impl UnderWay {
             if let Ok(mut answer) = answer.try_borrow_mut() {
                 answer.look(now);
             }
+        }
+    }
+}
+
+/// The socket of a client's connection, by number: to reset it where nothing else can tell the client that its
+/// answer was cut. An HTTP/1.0 answer without a length ends with the connection, so that a plain close would look
+/// like its end; and a client that takes nothing keeps actix waiting for room.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientSocket(RawFd);
+
+impl ClientSocket {
+    /// The socket of `connection`.
+    pub fn of(connection: &impl AsRawFd) -> Self {
+        Self(connection.as_raw_fd())
+    }
+
+    /// Makes its close, by which an abort ends, a reset. To be called only while the body of an answer on this
+    /// connection is alive.
+    pub(super) fn close_by_reset(self) {
+        let told = rustix::net::sockopt::set_socket_linger(self.borrow(), Some(Duration::ZERO));
+        tracing::debug!(?told, "a client's connection ends by a reset");
+    }
+
+    /// Ends it now, though actix waits for room to write in it. Under the same condition.
+    pub(super) fn end(self) {
+        self.close_by_reset();
+        let told = rustix::net::shutdown(self.borrow(), rustix::net::Shutdown::Both);
+        tracing::debug!(?told, "a client's connection is ended: it takes nothing");
+    }
+
+    fn borrow(&self) -> BorrowedFd<'_> {
+        // SAFETY: actix's dispatcher owns both the connection and the body of its answer, and drops the body no
+        // later than the connection; the callers are methods of that body. So the number still names this socket.
+        #[allow(unsafe_code)]
+        unsafe {
+            BorrowedFd::borrow_raw(self.0)
         }
     }
 }

@@ -6,7 +6,7 @@
 //! the protocol's error event where one can stand (an uncompressed stream, between two events), and then an
 //! aborted connection; never a clean end, which SDKs take for success.
 
-use super::stall::{UnderWay, Watched};
+use super::stall::{ClientSocket, UnderWay, Watched};
 use crate::domain::{Ending, Fault, Usage};
 use crate::platform::messages::error_event;
 use crate::platform::meter::{Meter, Terminal};
@@ -56,6 +56,8 @@ pub struct Expect {
     pub send: Duration,
     /// For the error event.
     pub request_id: String,
+    /// The client's connection.
+    pub socket: Option<ClientSocket>,
 }
 
 /// The body of an answer: an [`Answer`] that the thread's watch can reach too.
@@ -235,6 +237,9 @@ impl<B: Booking> Answer<B> {
         self.timer = Some(timer);
         let stands = self.meter.accepts_event() || (self.expect.blunt && self.meter.is_identity());
         if !(self.meter.is_stream() && self.expect.length.is_none() && stands) {
+            if let Some(socket) = self.expect.socket.filter(|_| self.expect.blunt) {
+                socket.close_by_reset();
+            }
             return Poll::Pending;
         }
         let message = fault.map_or_else(|| "the relay ended the call".to_owned(), |f| f.to_string());
@@ -264,6 +269,9 @@ impl<B: Booking> Answer<B> {
     /// Ends it without a poll: its client takes nothing, and may never ask again.
     fn stop(&mut self, ending: Ending) {
         self.upstream = None;
+        if let Some(socket) = self.expect.socket.filter(|_| !self.ended) {
+            socket.end();
+        }
         self.phase = if self.ended { Phase::Done } else { Phase::Abort };
         self.end(ending, None);
         self.booking.release();

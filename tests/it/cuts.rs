@@ -1,7 +1,7 @@
 //! Answers that end early. Whatever the upstream does, the client never takes a part for the whole.
 
 use crate::fake_upstream::{Chunks, Cut, FakeUpstream, Reply, Usage};
-use crate::raw_client::{Answer, Ended};
+use crate::raw_client::{Answer, Ended, Request};
 use crate::relay_app::{TestRelay, message, stream};
 use serde_json::json;
 use std::time::Duration;
@@ -139,6 +139,25 @@ async fn after_the_terminal_event_a_cut_changes_nothing() {
     assert_eq!(relay.endings().await, [("complete".to_owned(), 2)]);
     assert_eq!(relay.reasons("a").await, [""; 0]);
     relay.idle().await;
+}
+
+#[actix_rt::test]
+async fn an_http_1_0_client_sees_a_cut_by_an_error_event_or_a_reset() {
+    let upstream = FakeUpstream::start();
+    let (relay, key) = relay_with(&upstream).await;
+    let json = crate::relay_app::body(true).to_string();
+    let raw = format!("POST /v1/messages HTTP/1.0\r\nx-api-key: {key}\r\ncontent-length: {}\r\n\r\n{json}", json.len());
+    for reply in [
+        Reply::sse(STREAM).chunks(Chunks::Events).cut(150, Cut::Fin),
+        Reply::sse(STREAM).gzip().chunks(Chunks::Events).cut(60, Cut::Fin),
+        Reply::message("a long answer", USAGE).chunked().cut(30, Cut::Fin),
+        Reply::message("a long answer", USAGE).cut(30, Cut::Fin),
+    ] {
+        upstream.next(reply);
+        let answer = relay.send(Request::raw(raw.clone())).await;
+        let told = answer.text().contains("event: error\n");
+        assert!(told || answer.ended != Ended::Complete, "{:?} {}", answer.ended, answer.text());
+    }
 }
 
 #[actix_rt::test]

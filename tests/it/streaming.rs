@@ -200,6 +200,48 @@ async fn what_an_unframed_answer_leaves_behind_is_not_read_as_the_next_answer() 
         let next = relay.send(message(&key)).await;
         assert!(next.status == 200 && next.text() != "forged", "{}", next.text());
     }
+    // The same behind an answer that has no body by its status.
+    let late = format!("HTTP/1.1 204 No Content\r\n\r\n{forged}");
+    upstream.next(Reply::raw(&late).chunks(Chunks::At(vec![27])).pause(Duration::from_millis(20)));
+    assert_eq!(relay.send(message(&key)).await.status, 204);
+    for _ in 0..20 {
+        assert_ne!(relay.send(message(&key)).await.text(), "forged");
+    }
+}
+
+#[actix_rt::test]
+async fn interim_answers_are_not_taken_for_the_final_one() {
+    let upstream = FakeUpstream::start();
+    let (relay, key) = relay_with(&upstream).await;
+    let last = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    for early in [
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n",
+        "HTTP/1.1 102 Processing\r\ncontent-length: 0\r\n\r\n",
+    ] {
+        for chunks in [Chunks::Whole, Chunks::Bytes(1), Chunks::At(vec![early.len()])] {
+            upstream.next(Reply::raw(&format!("{early}{last}")).chunks(chunks).pause(Duration::from_micros(100)));
+            let answer = relay.send(message(&key)).await;
+            assert_eq!((answer.status, answer.text().as_str(), answer.interim.len()), (200, "{}", 0), "{early}");
+        }
+    }
+    assert_eq!(relay.endings().await, [("complete".to_owned(), 9)]);
+}
+
+#[actix_rt::test]
+async fn an_empty_answer_is_complete_and_a_length_beside_chunking_does_not_count() {
+    let upstream = FakeUpstream::start();
+    let (relay, key) = relay_with(&upstream).await;
+    upstream.next(Reply::text(200, "application/json", ""));
+    let empty = relay.send(message(&key)).await;
+    assert_eq!((empty.status, empty.body.len(), empty.ended), (200, 0, Ended::Complete));
+    let both = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    upstream.next(Reply::raw(both));
+    let answer = relay.send(message(&key)).await;
+    assert!(answer.text() == "hello" || answer.status == 502, "{} {}", answer.status, answer.text());
+    let old = "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    upstream.next(Reply::raw(old).close());
+    assert_eq!(relay.send(message(&key)).await.status, 502);
 }
 
 #[actix_rt::test]

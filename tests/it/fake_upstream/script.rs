@@ -41,6 +41,8 @@ pub(super) enum Framing {
     ContentLength,
     Chunked,
     UntilClose,
+    /// The body is the whole answer, head included.
+    Raw,
 }
 
 /// Where an answer stops short.
@@ -88,6 +90,11 @@ impl Reply {
             chunks: Chunks::Whole,
             gzip: false,
         }
+    }
+
+    /// Exactly these bytes, head and all, on a connection that stays open.
+    pub fn raw(answer: &str) -> Self {
+        Self { framing: Framing::Raw, ..Self::text(200, "", answer) }
     }
 
     /// A JSON body, sent whole with a content-length.

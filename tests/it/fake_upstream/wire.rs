@@ -170,6 +170,9 @@ async fn answer(write: &mut WriteHalf<'_>, reply: &Reply, request: &Recorded, ca
 }
 
 fn head(reply: &Reply, length: usize) -> String {
+    if reply.framing == Framing::Raw {
+        return String::new();
+    }
     let reason = match reply.status {
         200 => "OK",
         400 => "Bad Request",
@@ -187,7 +190,7 @@ fn head(reply: &Reply, length: usize) -> String {
         _ if matches!(reply.status, 204 | 304) => {}
         Framing::ContentLength => head.push_str(&format!("content-length: {length}\r\n")),
         Framing::Chunked => head.push_str("transfer-encoding: chunked\r\n"),
-        Framing::UntilClose => {}
+        Framing::UntilClose | Framing::Raw => {}
     }
     head + "\r\n"
 }
