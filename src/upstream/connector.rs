@@ -5,7 +5,7 @@
 //! since it must lie below that stream. Only HTTP/1.1 is offered by ALPN: awc's HTTP/2 client sends a stray
 //! request when a pooled connection ends.
 
-use super::head::Heads;
+use super::head::{Heads, date_line};
 use actix_http::Uri;
 use actix_rt::net::{ActixStream, Ready, TcpStream};
 use actix_service::Service;
@@ -13,7 +13,8 @@ use actix_tls::connect::{ConnectError, ConnectInfo, Connection, ConnectorService
 use futures_util::future::LocalBoxFuture;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use std::io;
+use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -88,7 +89,7 @@ impl Service<ConnectInfo<Uri>> for UpstreamConnector {
                     Inner::Tls(Box::new(tls.connect(name, tcp).await.map_err(ConnectError::Io)?))
                 }
             };
-            Ok(Connection::new(uri, UpstreamStream { inner, refused: false, reading: Reading::Body }))
+            Ok(Connection::new(uri, UpstreamStream { inner, refused: false, reading: Reading::Body, omit: None }))
         })
     }
 }
@@ -100,6 +101,8 @@ pub struct UpstreamStream {
     /// The peer took no more of our request. What it answered may still lie in our receive buffer.
     refused: bool,
     reading: Reading,
+    /// What of the bytes that come next is not written.
+    omit: Option<Range<usize>>,
 }
 
 /// What the next bytes from the peer are.
@@ -197,14 +200,23 @@ impl AsyncWrite for UpstreamStream {
         // awc writes a request only when it has read the last answer: what comes next is a head.
         if matches!(this.reading, Reading::Body) {
             this.reading = Reading::Head(Heads::default());
+            this.omit = date_line(bytes);
         }
         if this.refused {
             return Poll::Ready(Ok(bytes.len()));
         }
+        let omit = this.omit.clone().unwrap_or(bytes.len()..bytes.len());
+        let parts = [IoSlice::new(&bytes[..omit.start]), IoSlice::new(&bytes[omit.end..])];
         let wrote = ready!(match &mut this.inner {
-            Inner::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Inner::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+            Inner::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, &parts),
+            Inner::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, &parts),
         });
+        // Told in awc's count, which knows nothing of what is left out.
+        let wrote = wrote.map(|n| if n < omit.start { n } else { n + omit.len() });
+        this.omit = match &wrote {
+            Ok(n) if *n < omit.start => Some(omit.start - n..omit.end - n),
+            _ => None,
+        };
         Poll::Ready(this.written(bytes.len(), wrote))
     }
 

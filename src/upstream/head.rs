@@ -1,10 +1,11 @@
-//! The heads of an upstream's answers, seen before awc sees them: interim answers (1xx) are taken out, since awc
-//! takes each for the final one, and an answer behind which a connection cannot be used again is told.
+//! The heads of requests and answers on an upstream's connection, where awc's view of them is not ours.
 //!
-//! awc gives a connection back to its pool as soon as it has read a head that has no body by its framing. What the
+//! The heads of answers are seen before awc sees them: interim ones (1xx) are taken out, since awc takes each for the
+//! final one, and an answer behind which a connection cannot be used again is told. awc gives a connection back to its pool as soon as it has read a head that has no body by its framing. What the
 //! upstream still sends then would be read as the answer to the next caller, who may be another client.
 
 use memchr::memmem;
+use std::ops::Range;
 
 /// No head is larger; awc refuses larger ones.
 const LARGEST: usize = 128 * 1024;
@@ -44,6 +45,15 @@ impl Heads {
             return Some(Final { bytes: std::mem::take(&mut self.held), last });
         }
     }
+}
+
+/// The `date` line that awc writes into every request's head: it is nobody's own, neither the client's nor the
+/// operator's, and is left out.
+pub fn date_line(request: &[u8]) -> Option<Range<usize>> {
+    let end = memmem::find(request, b"\r\n\r\n")? + 2;
+    let start = memmem::find(&request[..end], b"\r\ndate: ")? + 2;
+    let length = memmem::find(&request[start..end], b"\r\n")? + 2;
+    Some(start..start + length)
 }
 
 fn could_be_http(start: &[u8]) -> bool {
@@ -96,6 +106,13 @@ mod tests {
             assert_eq!(run(&both, size), Some((last.to_owned(), false)), "{size}");
         }
         assert_eq!(run(early, 7), None);
+    }
+
+    #[test]
+    fn the_date_line_is_found_in_the_head_alone() {
+        let head = "POST / HTTP/1.1\r\nhost: h\r\ndate: today\r\nx: 1\r\n\r\nbody\r\ndate: x\r\n\r\n";
+        assert_eq!(&head[date_line(head.as_bytes()).unwrap()], "date: today\r\n");
+        assert_eq!(date_line(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n\r\ndate: x\r\n\r\n"), None);
     }
 
     #[test]
