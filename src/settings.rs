@@ -4,26 +4,6 @@
 //! their variables from `environment`. Falling order: flag, environment, `claude-relay.toml`, default. Each value is
 //! checked as it is laid on, not at the end: so an error can always name the setting and where it came from.
 
-mod layers;
-
-use crate::domain::Secret;
-use layers::Layers;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
-use std::time::Duration;
-
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_mins(1);
-const HOUR: Duration = Duration::from_hours(1);
-const DAY: Duration = Duration::from_hours(24);
-const QUARTER: Duration = Duration::from_millis(250);
-/// The least where zero would mean "at once, always too late".
-const MOMENT: Duration = Duration::from_millis(1);
-
 /// Declares a section with each field's default beside it.
 macro_rules! section {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $kind:ty = $default:expr,)+ }) => {
@@ -39,6 +19,28 @@ macro_rules! section {
         }
     };
 }
+
+mod layers;
+mod redis;
+
+use crate::domain::Secret;
+use layers::Layers;
+pub use redis::{Redis, RedisAddress};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+const QUARTER: Duration = Duration::from_millis(250);
+/// The least where zero would mean "at once, always too late".
+const MOMENT: Duration = Duration::from_millis(1);
 
 section! {
     /// All settings of one relay. In the environment, `limits.keep_alive` is `CLAUDE_RELAY_LIMITS_KEEP_ALIVE`.
@@ -70,6 +72,8 @@ section! {
         health: Health = Health::default(),
         /// The usage journal.
         journal: Journal = Journal::default(),
+        /// The store, if it is not the embedded one.
+        redis: Redis = Redis::default(),
     }
 }
 
@@ -231,6 +235,10 @@ pub struct ServeFlags {
     /// Never make a demo account and key
     #[arg(long)]
     pub no_demo: bool,
+    /// Keep accounts, keys and usage in this Redis [default: the embedded store]. A password in it is seen by
+    /// whoever lists processes: better CLAUDE_RELAY_REDIS_URL or the settings file
+    #[arg(long, value_name = "URL")]
+    pub redis_url: Option<String>,
     /// Print the effective settings and exit
     #[arg(long)]
     pub check: bool,

@@ -4,7 +4,9 @@
 mod files;
 mod first_run;
 mod listener;
+pub mod migrate;
 mod servers;
+mod store;
 
 use crate::actors::front::Drain;
 use crate::actors::ledger::Flush;
@@ -14,8 +16,7 @@ use crate::domain::health::Policy;
 use crate::http::{self, Shared};
 use crate::settings::Settings;
 use crate::store::journal::{JournalError, JournalHealth, Settler};
-use crate::store::seal::Sealer;
-use crate::store::sqlite::SqliteStore;
+use crate::store::redis::Claim;
 use crate::store::{StoreError, Stores};
 use crate::upstream::connector::tls_config;
 use crate::upstream::dial::Timeouts;
@@ -23,7 +24,7 @@ use crate::upstream::probe;
 use actix_web::dev::ServerHandle;
 use chrono::TimeDelta;
 use files::DataDir;
-use first_run::{Greeting, same_sealing_key};
+use first_run::Greeting;
 use listener::Listener;
 use servers::{serve_admin, serve_relay};
 use std::io;
@@ -31,6 +32,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use store::Opened;
 use tokio::sync::{Mutex, Semaphore};
 
 /// Why the relay did not start.
@@ -72,6 +74,15 @@ pub enum StartError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Redis.
+    #[error(transparent)]
+    Redis(#[from] crate::store::redis::RedisError),
+    /// A move of the store was interrupted.
+    #[error("a move into this store was interrupted; run `claude-relay migrate --from … --to …` again to finish it")]
+    UnfinishedCopy,
+    /// A move of the store.
+    #[error(transparent)]
+    Copy(#[from] crate::store::copy::CopyError),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -91,6 +102,7 @@ impl StartError {
 pub struct Application {
     shared: Shared,
     dir: DataDir,
+    claim: Option<Claim>,
     relay: (Listener, ServerHandle),
     admin: (Listener, ServerHandle),
     demo: Option<ServerHandle>,
@@ -106,9 +118,7 @@ impl Application {
         let settings = Arc::new(settings);
         let dir = DataDir::open(&settings.data_dir)?;
         listener::raise_descriptor_limit();
-        let sealer = Arc::new(Sealer::open_or_create(&settings.data_dir, settings.sealing_key.as_ref())?);
-        let stores = SqliteStore::open(&dir.path("relay.db"), sealer.clone())?.into_stores();
-        same_sealing_key(&stores, &sealer).await?;
+        let Opened { stores, claim } = store::open(&settings, &dir).await?;
         let (boot, journal_dir) = (hex::encode(random::<8>()?), dir.path("journal"));
         let settler = open_journal(&journal_dir, &stores, &boot).await?;
         let (clock, journal) = (Clock::system(), Arc::new(JournalHealth::default()));
@@ -131,7 +141,16 @@ impl Application {
         };
         match serve.await {
             Ok((relay_server, admin_server, demo, greeting)) => {
-                Ok(Self { shared, dir, relay: (relay, relay_server), admin: (admin, admin_server), demo, greeting })
+                claim.iter().for_each(store::end_when_lost);
+                Ok(Self {
+                    shared,
+                    dir,
+                    claim,
+                    relay: (relay, relay_server),
+                    admin: (admin, admin_server),
+                    demo,
+                    greeting,
+                })
             }
             Err(error) => {
                 shared.actors.stop();
@@ -157,7 +176,7 @@ impl Application {
 
     /// Stops taking calls, lets running ones end within the drain timeout, settles the journal and closes.
     pub async fn stop(self) {
-        let Self { shared, dir, relay: (listener, server), admin: (_, admin), demo, .. } = self;
+        let Self { shared, dir, claim, relay: (listener, server), admin: (_, admin), demo, .. } = self;
         let _ = shared.actors.front.addr().send(Drain).await;
         server.pause().await;
         listener.refuse();
@@ -177,6 +196,9 @@ impl Application {
         }
         admin.stop(false).await;
         shared.actors.stop();
+        if let Some(claim) = claim {
+            claim.release().await;
+        }
         dir.remove_admin_url();
     }
 }
@@ -207,6 +229,9 @@ pub fn serve(settings: Settings) -> Result<(), StartError> {
         Ok(())
     })
 }
+
+/// The exit code of a relay that cannot go on (EX_SOFTWARE, sysexits.h).
+const EXIT_FATAL: i32 = 70;
 
 /// The signal of a write over the file size limit (Linux, signal(7)).
 const SIGXFSZ: i32 = 25;
@@ -288,7 +313,7 @@ fn parts(
             // Not by the log alone: its thread may not get to write it any more.
             eprintln!("claude-relay: the actor {role} died three times within a minute; the process ends");
             // Left to the init system: a fault that comes back at once is not mended by trying.
-            std::process::exit(70);
+            std::process::exit(EXIT_FATAL);
         }),
     }
 }

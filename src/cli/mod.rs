@@ -7,6 +7,7 @@ mod account;
 mod client;
 mod input;
 mod key;
+mod migrate;
 mod serve;
 mod status;
 mod table;
@@ -41,6 +42,8 @@ enum Command {
     Status(status::StatusArgs),
     /// What was used, by key, account, model and day
     Usage(status::UsageArgs),
+    /// The schema in Redis, or a move of the store from one engine to the other
+    Migrate(migrate::MigrateArgs),
 }
 
 /// Why a command failed; the kind decides the exit code.
@@ -89,6 +92,7 @@ pub fn run() -> ExitCode {
         Command::Key(args) => key::run(args),
         Command::Status(args) => status::run(&args),
         Command::Usage(args) => status::run_usage(&args),
+        Command::Migrate(args) => migrate::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

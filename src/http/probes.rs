@@ -6,6 +6,10 @@ use crate::domain::verdict::Code;
 use actix_web::HttpResponse;
 use actix_web::web::Data;
 use serde_json::json;
+use std::time::Duration;
+
+/// How long a readiness probe waits for the store: balancers give up after a few seconds.
+const STORE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// `/` and `/api`: clients ask here before their first call; nothing of the installation is told.
 pub async fn greeting() -> HttpResponse {
@@ -31,8 +35,10 @@ pub async fn reasons(shared: &Shared) -> Vec<serde_json::Value> {
     if shared.actors.is_draining() {
         say("draining", "the relay is shutting down".to_owned());
     }
-    if let Err(error) = shared.stores.facts.check().await {
-        say("store", error.to_string());
+    match tokio::time::timeout(STORE_PATIENCE, shared.stores.facts.check()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => say("store", error.to_string()),
+        Err(_) => say("store", "the store does not answer; usage stays in the journal".to_owned()),
     }
     if shared.journal.degraded() {
         say("journal", "usage cannot be written to the journal; is the disk full?".to_owned());

@@ -3,7 +3,8 @@
 //! Used by [`Settings::load`] alone. Every value is checked when it is laid on, by itself, over the defaults:
 //! so the first bad one is named together with the flag, variable or file it came from.
 
-use super::{DAY, HOUR, MOMENT, Origin, PREFIX, ServeFlags, Settings, SettingsError};
+use super::{DAY, HOUR, MINUTE, MOMENT, Origin, PREFIX, SECOND, ServeFlags, Settings, SettingsError};
+use crate::store::redis::check_prefix;
 use humantime_serde::re::humantime::{format_duration, parse_duration};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,6 +16,8 @@ enum Range {
     Whole(i64, i64),
     Span(Duration, Duration),
 }
+
+const TEN_MS: Duration = Duration::from_millis(10);
 
 /// Every number and duration with its range; a unit test fails if one is missing.
 const RANGES: &[(&str, Range)] = &[
@@ -35,6 +38,12 @@ const RANGES: &[(&str, Range)] = &[
     ("health.longest", Range::Span(MOMENT, DAY)),
     ("health.probe_first", Range::Span(MOMENT, DAY)),
     ("health.probe_longest", Range::Span(MOMENT, DAY)),
+    ("redis.pool_size", Range::Whole(1, 256)),
+    ("redis.connect_timeout", Range::Span(TEN_MS, MINUTE)),
+    ("redis.command_timeout", Range::Span(TEN_MS, MINUTE)),
+    ("redis.wait_timeout", Range::Span(TEN_MS, MINUTE)),
+    ("redis.wait_at_start", Range::Span(Duration::ZERO, DAY)),
+    ("redis.lock_ttl", Range::Span(SECOND, Duration::from_mins(10))),
     ("journal.settle_interval", Range::Span(MOMENT, HOUR)),
 ];
 
@@ -104,6 +113,7 @@ impl Layers {
             ("listen", "--listen", flags.listen.clone().map(Value::from)),
             ("admin_listen", "--admin-listen", flags.admin_listen.clone().map(Value::from)),
             ("workers", "--workers", flags.workers.map(Value::from)),
+            ("redis.url", "--redis-url", flags.redis_url.clone().map(Value::from)),
             ("demo", "--no-demo", flags.no_demo.then_some(Value::Boolean(false))),
         ];
         let mut given = given.into_iter().filter_map(|(path, flag, value)| Some((path, flag, value?)));
@@ -125,6 +135,8 @@ impl Layers {
         });
         if let Some(problem) = problem {
             let shown: String = value.to_string().chars().take(80).collect();
+            // An address may hold a password, also one that is no address.
+            let shown = if path == "redis.url" { "***".to_owned() } else { shown };
             return Err(SettingsError::new(path, format!("{problem}, got {shown}"), origin));
         }
         put(&mut self.table, path, value);
@@ -175,6 +187,7 @@ impl Settings {
             "log.level" if EnvFilter::try_new(&self.log.level).is_err() => {
                 Some("expected error, warn, info, debug, trace, or a filter such as warn,claude_relay=debug")
             }
+            "redis.key_prefix" => check_prefix(&self.redis.key_prefix),
             "health.probe_model" if !visible(&self.health.probe_model) => Some("expected a model's name"),
             _ => None,
         }
@@ -267,7 +280,7 @@ mod tests {
     #[test]
     fn every_number_and_duration_has_a_range_that_its_default_fits() {
         let known = Layers::new().known;
-        assert_eq!(known.len(), 26, "{known:?}");
+        assert_eq!(known.len(), 34, "{known:?}");
         for (path, default) in &known {
             let range = RANGES.iter().find(|(name, _)| name == path);
             let needs = default.is_integer() || default.as_str().is_some_and(|text| parse_duration(text).is_ok());

@@ -9,23 +9,20 @@ use crate::domain::{AccountId, KeyHash, Secret};
 use crate::http::admin::accounts::DEMO;
 use crate::http::admin::token::{self, AdminToken};
 use crate::http::{self, Shared};
-use crate::store::seal::Sealer;
+use crate::store::seal::{self, Sealer};
 use crate::store::{StoreError, Stores};
 use actix_web::dev::ServerHandle;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
-/// The name of the fact that tells by which key the store's secrets are sealed.
-const SEALED_BY: &str = "sealing_key_id";
-
 /// A relay that came up with another sealing key would leave every account out; better that it does not come up.
 pub(super) async fn same_sealing_key(stores: &Stores, sealer: &Sealer) -> Result<(), StartError> {
-    match stores.facts.fact(SEALED_BY).await? {
+    match stores.facts.fact(seal::FACT).await? {
         Some(id) if id != sealer.key_id() => {
             Err(StartError::OtherSealingKey { stored: id, given: sealer.key_id().into() })
         }
         Some(_) => Ok(()),
-        None => Ok(stores.facts.set_fact(SEALED_BY, sealer.key_id()).await?),
+        None => Ok(stores.facts.set_fact(seal::FACT, sealer.key_id()).await?),
     }
 }
 

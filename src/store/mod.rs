@@ -5,7 +5,9 @@
 //! transaction, so that two edits of different fields both survive, and fields that this binary does not know
 //! are kept. Engines seal what the field tables mark as secret before it touches the disk.
 
+pub mod copy;
 pub mod journal;
+pub mod redis;
 pub mod seal;
 pub mod sqlite;
 
@@ -90,6 +92,51 @@ pub trait Facts: Send + Sync {
     async fn set_fact(&self, name: &str, value: &str) -> Result<(), StoreError>;
     /// Fails if the store cannot be read and written now.
     async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// What [`copy`] needs beyond the other faces; called while no relay runs.
+#[async_trait]
+pub trait Transfer: Send + Sync {
+    /// How much there is, records that do not open included.
+    async fn counts(&self) -> Result<Counts, StoreError>;
+    /// Every fact, by name.
+    async fn facts(&self) -> Result<Vec<(String, String)>, StoreError>;
+    /// Every open call, by name.
+    async fn open_calls(&self) -> Result<Vec<Begun>, StoreError>;
+    /// Puts these as they are, times included, in place of what has the same name; so it may be done twice.
+    async fn restore(&self, items: Restored) -> Result<(), StoreError>;
+}
+
+/// How much a store holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Accounts.
+    pub accounts: u64,
+    /// Keys.
+    pub keys: u64,
+    /// Facts.
+    pub facts: u64,
+    /// Sums, one for each key, account, model and day.
+    pub sums: u64,
+    /// Open calls.
+    pub open: u64,
+    /// Offsets of journal files.
+    pub offsets: u64,
+}
+
+/// What is put into another store, some of one kind at a time.
+#[derive(Debug, Clone)]
+pub enum Restored {
+    /// Records of accounts, their secrets in the clear.
+    Accounts(Vec<Document>),
+    /// Records of keys.
+    Keys(Vec<Document>),
+    /// Sums, which replace those of the same key, account, model and day.
+    Sums(Vec<UsageRow>),
+    /// Open calls.
+    Open(Vec<Begun>),
+    /// Offsets by journal file, bytes.
+    Offsets(Vec<(String, u64)>),
 }
 
 /// A call as the journal saw it begin: written before the first byte goes to an upstream.
@@ -178,7 +225,7 @@ pub struct UsageRow {
     pub endings: std::collections::BTreeMap<String, u64>,
 }
 
-/// One engine, as its four faces.
+/// One engine, as its five faces.
 #[derive(Clone)]
 pub struct Stores {
     /// Accounts.
@@ -189,4 +236,6 @@ pub struct Stores {
     pub usage: Arc<dyn UsageLedger>,
     /// Facts.
     pub facts: Arc<dyn Facts>,
+    /// What a move to another engine needs.
+    pub transfer: Arc<dyn Transfer>,
 }

@@ -19,6 +19,9 @@ use zeroize::Zeroizing;
 /// The file that holds the key, inside the data directory.
 pub const KEY_FILE: &str = "sealing.key";
 
+/// The name of the fact that tells by which key a store's secrets are sealed.
+pub const FACT: &str = "sealing_key_id";
+
 const PREFIX: &str = "sealed:v1:";
 const NONCE_LEN: usize = 24;
 type KeyBytes = Zeroizing<[u8; 32]>;

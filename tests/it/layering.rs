@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
     ("clock", &["domain"]),
-    ("settings", &["domain"]),
+    ("settings", &["domain", "store"]),
     ("platform", &["domain"]),
     ("store", &["domain"]),
     ("telemetry", &["settings"]),

@@ -1,63 +1,95 @@
 //! What every store must do, whichever engine: each contract is a function of [`Stores`], run for each engine.
 //!
-//! A new engine adds a `mod` with its maker and one `contract!` line. What only an engine's files can show
-//! (secrets at rest) stands at the end. The contracts about usage are in `store_usage`.
+//! A new engine adds a `mod` with its maker and one `engine!` line. What only an engine's files can show (secrets
+//! at rest) stands at the end, for Redis in `redis_store`. The contracts about usage are in `store_usage`.
 
+use super::redis_kinds::Cluster;
+use super::redis_server::RedisServer;
+use super::redis_store;
 use super::store_usage::*;
 use chrono::DateTime;
 use claude_relay::domain::document::Document;
-use claude_relay::domain::{AccountId, KeyHash, KeyId, Secret, Time};
+use claude_relay::domain::{Account, AccountId, KeyHash, KeyId, Secret, Time};
 use claude_relay::store::seal::Sealer;
 use claude_relay::store::sqlite::SqliteStore;
-use claude_relay::store::{StoreError, Stores};
+use claude_relay::store::{Restored, StoreError, Stores};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 use tempfile::TempDir;
 
-/// Stores with what must outlive them.
-type Fresh = (Stores, TempDir);
-
-macro_rules! contract {
-    ($make:path: $($name:ident)*) => {
-        $(#[actix_rt::test]
-        async fn $name() {
-            let (stores, keep) = $make();
-            super::$name(stores).await;
-            drop(keep);
-        })*
+/// Runs every contract over stores that `$make` gives, with what must outlive them.
+macro_rules! engine {
+    ($engine:ident: $make:path) => {
+        contract!($engine: $make:
+            records_are_inserted_listed_loaded_and_removed
+            keys_follow_the_same_rules_and_no_hash_comes_twice
+            a_patch_lays_over_and_keeps_what_it_does_not_know
+            an_invalid_patch_leaves_the_record_untouched
+            racing_patches_of_different_fields_all_survive
+            racing_inserts_of_one_id_or_hash_let_one_through
+            records_of_older_and_newer_relays_load_and_keep_their_fields
+            usage_is_settled_once_whatever_comes_again
+            calls_stay_open_across_pieces_and_crashed_ones_become_rows
+            sums_are_filtered
+            absurd_token_counts_do_not_stop_the_ledger
+            settlements_of_several_files_at_once_all_count
+            facts_are_kept
+            ten_thousand_accounts
+            a_hundred_thousand_rows
+        );
     };
 }
 
-mod sqlite {
-    contract!(super::fresh_sqlite:
-        records_are_inserted_listed_loaded_and_removed
-        keys_follow_the_same_rules_and_no_hash_comes_twice
-        a_patch_lays_over_and_keeps_what_it_does_not_know
-        an_invalid_patch_leaves_the_record_untouched
-        racing_patches_of_different_fields_all_survive
-        usage_is_settled_once_whatever_comes_again
-        calls_stay_open_across_pieces_and_crashed_ones_become_rows
-        sums_are_filtered
-        absurd_token_counts_do_not_stop_the_ledger
-        facts_are_kept
-        ten_thousand_accounts
-        a_hundred_thousand_rows
-    );
+macro_rules! contract {
+    ($engine:ident: $make:path: $($name:ident)*) => {
+        mod $engine {
+            $(#[actix_rt::test]
+            async fn $name() {
+                let (stores, keep) = $make().await;
+                super::$name(stores).await;
+                drop(keep);
+            })*
+        }
+    };
 }
 
-fn sqlite_at(dir: &Path, key: Option<&str>) -> Stores {
+engine!(sqlite: super::make_sqlite);
+engine!(redis: super::make_redis);
+
+contract!(redis_cluster: super::make_cluster:
+    keys_follow_the_same_rules_and_no_hash_comes_twice
+    racing_patches_of_different_fields_all_survive
+    usage_is_settled_once_whatever_comes_again
+    settlements_of_several_files_at_once_all_count
+);
+
+async fn make_sqlite() -> (Stores, TempDir) {
+    fresh_sqlite()
+}
+
+async fn make_redis() -> (Stores, RedisServer) {
+    let server = RedisServer::start();
+    (redis_store::stores(&server).await, server)
+}
+
+async fn make_cluster() -> (Stores, Cluster) {
+    let cluster = Cluster::start();
+    (redis_store::stores_at(&cluster.url()).await, cluster)
+}
+
+pub fn sqlite_at(dir: &Path, key: Option<&str>) -> Stores {
     let sealer = Sealer::open_or_create(dir, key.map(Secret::new).as_ref()).unwrap();
     SqliteStore::open(&dir.join("relay.db"), Arc::new(sealer)).unwrap().into_stores()
 }
 
-fn fresh_sqlite() -> Fresh {
+fn fresh_sqlite() -> (Stores, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     (sqlite_at(dir.path(), None), dir)
 }
 
-fn doc(value: Value) -> Document {
+pub fn doc(value: Value) -> Document {
     Document::from_stored(value.as_object().unwrap().clone())
 }
 
@@ -65,11 +97,11 @@ pub fn at(seconds: i64) -> Time {
     DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
 }
 
-fn account_id(text: &str) -> AccountId {
+pub fn account_id(text: &str) -> AccountId {
     AccountId::parse(text).unwrap()
 }
 
-fn console(id: &str) -> Value {
+pub fn console(id: &str) -> Value {
     json!({"id": id, "platform": "claudeconsole", "custom_api_endpoint": "https://up.example/api",
            "session_token": "sk-ant-session-0123456789", "headers": {"X-Team": "the-header-value"}})
 }
@@ -182,6 +214,52 @@ async fn racing_patches_of_different_fields_all_survive(stores: Stores) {
         assert_eq!(record.get(&format!("field_{n}")), Some(&json!(format!("v{n}"))));
     }
     assert_eq!(record.get("api_key"), Some(&json!("v50")));
+}
+
+async fn racing_inserts_of_one_id_or_hash_let_one_through(stores: Stores) {
+    let insert = |n: usize| {
+        let (accounts, keys) = (stores.accounts.clone(), stores.keys.clone());
+        actix_rt::spawn(async move {
+            let key = json!({"id": format!("k{n}"), "name": "n", "hash": KeyHash::of("one").to_hex()});
+            (accounts.insert(doc(console("a")), at(0)).await, keys.insert(doc(key), at(0)).await)
+        })
+    };
+    let (mut accounts, mut keys) = (0, 0);
+    for task in (0..20).map(insert).collect::<Vec<_>>() {
+        let (account, key) = task.await.unwrap();
+        accounts += usize::from(account.is_ok());
+        keys += usize::from(key.is_ok());
+        assert!(matches!(account, Ok(_) | Err(StoreError::Duplicate(_))));
+        assert!(matches!(key, Ok(_) | Err(StoreError::Duplicate(_))));
+    }
+    assert_eq!((accounts, keys, stores.keys.list().await.unwrap().len()), (1, 1, 1));
+}
+
+/// Through [`Restored`], which puts records as they are, as another relay may have left them.
+async fn records_of_older_and_newer_relays_load_and_keep_their_fields(stores: Stores) {
+    let old = json!({"id": "old", "platform": "claude", "created_at": "2020-01-01T00:00:00Z"});
+    let newer = json!({"id": "new", "platform": "claude", "created_at": "2030-01-01T00:00:00Z",
+                       "updated_at": "2030-01-01T00:00:00Z", "quota": {"daily": 3}, "session_token": "sk-newer-0123"});
+    let records = vec![doc(newer.clone()), doc(old.clone())];
+    stores.transfer.restore(Restored::Accounts(records.clone())).await.unwrap();
+    assert_eq!(stores.accounts.list().await.unwrap(), records);
+    for record in &records {
+        Account::parse(record).unwrap();
+    }
+    for id in ["old", "new"] {
+        stores.accounts.patch(&account_id(id), doc(json!({"priority": 3})), at(0)).await.unwrap();
+    }
+    let expected = |mut record: Value| {
+        record["priority"] = json!(3);
+        record["updated_at"] = json!("2027-01-15T08:00:00.000Z");
+        doc(record)
+    };
+    assert_eq!(stores.accounts.list().await.unwrap(), [expected(newer), expected(old)]);
+    let key = json!({"id": "k", "name": "n", "hash": KeyHash::of("k").to_hex()});
+    stores.transfer.restore(Restored::Keys(vec![doc(key.clone())])).await.unwrap();
+    assert_eq!(stores.keys.list().await.unwrap(), [doc(key.clone())]);
+    let again = stores.keys.insert(doc(json!({"id": "k2", "name": "n", "hash": key["hash"]})), at(0)).await;
+    assert!(matches!(again, Err(StoreError::Duplicate(_))));
 }
 
 async fn facts_are_kept(stores: Stores) {

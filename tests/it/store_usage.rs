@@ -6,21 +6,21 @@ use claude_relay::domain::{Ending, Time, Usage};
 use claude_relay::store::{Begun, Ended, Settlement, StoreError, Stores, UsageFilter, UsageRow};
 use std::time::Instant;
 
-fn begun(call: &str, key: &str, model: &str, at: Time) -> Begun {
+pub fn begun(call: &str, key: &str, model: &str, at: Time) -> Begun {
     let text = str::to_owned;
     Begun { call: text(call), key: text(key), account: text("acc"), model: text(model), endpoint: text("messages"), at }
 }
 
-fn ended(call: &str, ending: Ending, output_tokens: u64) -> Ended {
+pub fn ended(call: &str, ending: Ending, output_tokens: u64) -> Ended {
     let usage = Usage { input_tokens: 2, output_tokens, cache_read_input_tokens: 5, ..Usage::default() };
     Ended { call: call.to_owned(), ending, status: Some(200), usage, first_byte_ms: Some(3), duration_ms: 4 }
 }
 
-fn piece(file: &str, from: u64, to: u64, begun: Vec<Begun>, ended: Vec<Ended>) -> Settlement {
+pub fn piece(file: &str, from: u64, to: u64, begun: Vec<Begun>, ended: Vec<Ended>) -> Settlement {
     Settlement { file: file.to_owned(), from, to, begun, ended }
 }
 
-async fn sums(stores: &Stores) -> Vec<UsageRow> {
+pub async fn sums(stores: &Stores) -> Vec<UsageRow> {
     stores.usage.sums(&UsageFilter::default()).await.unwrap()
 }
 
@@ -126,6 +126,26 @@ pub async fn absurd_token_counts_do_not_stop_the_ledger(stores: Stores) {
         stores.usage.settle(piece("b-0-0.jnl", n, n + 1, vec![open], vec![end])).await.unwrap();
     }
     assert_eq!(sums(&stores).await[0].requests, 20);
+}
+
+pub async fn settlements_of_several_files_at_once_all_count(stores: Stores) {
+    let tasks: Vec<_> = (0..40)
+        .map(|n| {
+            let usage = stores.usage.clone();
+            // Twenty workers, each with two files, so that some share a place in the store.
+            let (worker, file) = (n % 20, n / 20);
+            let call = format!("b-{worker}-{n}");
+            let name = format!("b-{worker}-{file}.jnl");
+            let (open, end) = (begun(&call, "k", "m", at(0)), ended(&call, Ending::Complete, 1));
+            actix_rt::spawn(async move { usage.settle(piece(&name, 0, 9, vec![open], vec![end])).await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    let rows = sums(&stores).await;
+    assert_eq!((rows.len(), rows[0].requests, rows[0].usage.output_tokens), (1, 40, 40));
+    assert_eq!(stores.usage.offsets().await.unwrap().len(), 40);
 }
 
 pub async fn a_hundred_thousand_rows(stores: Stores) {

@@ -8,7 +8,7 @@ use super::{SqliteStore, engine};
 use crate::domain::{Ending, Usage};
 use crate::store::{Begun, Settlement, StoreError, UsageFilter, UsageLedger, UsageRow};
 use async_trait::async_trait;
-use chrono::SecondsFormat;
+use chrono::{DateTime, SecondsFormat};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params_from_iter};
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ const INSERT_CALL: &str = "INSERT OR IGNORE INTO calls
 const INSERT_OPEN: &str = "INSERT OR IGNORE INTO open_calls SELECT ?1, ?2, ?3, ?4, ?5, ?6
     WHERE NOT EXISTS (SELECT 1 FROM calls WHERE call = ?1)";
 
-const COUNTED: [&str; 7 + ENDINGS] = [
+pub(super) const COUNTED: [&str; 7 + ENDINGS] = [
     "requests",
     "input_tokens",
     "output_tokens",
@@ -74,13 +74,13 @@ impl UsageLedger for SqliteStore {
 }
 
 /// An open call, as `open_calls` keeps it.
-struct Open {
-    call: String,
-    key: String,
-    account: String,
-    model: String,
-    endpoint: String,
-    began_at: String,
+pub(super) struct Open {
+    pub call: String,
+    pub key: String,
+    pub account: String,
+    pub model: String,
+    pub endpoint: String,
+    pub began_at: String,
 }
 
 impl From<Begun> for Open {
@@ -90,8 +90,19 @@ impl From<Begun> for Open {
     }
 }
 
+impl TryFrom<Open> for Begun {
+    type Error = StoreError;
+
+    fn try_from(open: Open) -> Result<Self, StoreError> {
+        let Open { call, key, account, model, endpoint, began_at } = open;
+        let at = DateTime::parse_from_rfc3339(&began_at)
+            .map_err(|_| StoreError::Engine(format!("{call}: {began_at} is no time")))?;
+        Ok(Self { call, key, account, model, endpoint, at: at.to_utc() })
+    }
+}
+
 impl Open {
-    fn from_row(row: &Row) -> rusqlite::Result<Self> {
+    pub(super) fn from_row(row: &Row) -> rusqlite::Result<Self> {
         Ok(Self {
             call: row.get(0)?,
             key: row.get(1)?,
@@ -308,8 +319,19 @@ fn usage_row(row: &Row) -> rusqlite::Result<UsageRow> {
     })
 }
 
-/// In the order of [`COUNTED`].
+/// A row's counters in the order of [`COUNTED`].
+pub(super) fn counters(row: &UsageRow) -> [i64; COUNTED.len()] {
+    let tokens = tokens_uncut(&row.usage);
+    let endings = Ending::ALL.map(|ending| row.endings.get(ending.name()).copied().unwrap_or_default());
+    let mut all = [row.requests].into_iter().chain(tokens).chain(endings).map(signed);
+    std::array::from_fn(|_| all.next().unwrap_or_default())
+}
+
 fn tokens(usage: &Usage) -> [i64; 6] {
+    tokens_uncut(usage).map(|n| signed(n.min(MOST_TOKENS)))
+}
+
+fn tokens_uncut(usage: &Usage) -> [u64; 6] {
     [
         usage.input_tokens,
         usage.output_tokens,
@@ -318,7 +340,6 @@ fn tokens(usage: &Usage) -> [i64; 6] {
         usage.cache_creation_1h_input_tokens,
         usage.cache_read_input_tokens,
     ]
-    .map(|n| signed(n.min(MOST_TOKENS)))
 }
 
 fn signed(n: u64) -> i64 {

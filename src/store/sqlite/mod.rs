@@ -7,6 +7,7 @@
 mod ledger;
 mod records;
 mod schema;
+mod transfer;
 
 use super::seal::Sealer;
 use super::{Facts, StoreError, Stores};
@@ -55,10 +56,16 @@ impl SqliteStore {
         Ok(Self { jobs: Some(jobs), thread: Some(thread), sealer })
     }
 
-    /// The four faces of this store.
+    /// The five faces of this store.
     pub fn into_stores(self) -> Stores {
         let store = Arc::new(self);
-        Stores { accounts: store.clone(), keys: store.clone(), usage: store.clone(), facts: store }
+        Stores {
+            accounts: store.clone(),
+            keys: store.clone(),
+            usage: store.clone(),
+            facts: store.clone(),
+            transfer: store,
+        }
     }
 
     /// Does `work` on the store's thread. A panic in it is answered as an error, and its transaction is rolled

@@ -17,7 +17,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use serde_json::{Map, Value};
 
 /// What accounts and keys do not have in common.
-struct Kind {
+pub(super) struct Kind {
     table: &'static str,
     name: &'static str,
     fields: &'static [Field],
@@ -25,14 +25,14 @@ struct Kind {
     check: fn(&Document) -> Result<String, FieldError>,
 }
 
-static ACCOUNT: Kind = Kind {
+pub(super) static ACCOUNT: Kind = Kind {
     table: "accounts",
     name: "account",
     fields: account::FIELDS,
     check: |record| Account::parse(record).map(|a| a.id.as_str().to_owned()),
 };
 
-static KEY: Kind = Kind {
+pub(super) static KEY: Kind = Kind {
     table: "keys",
     name: "key",
     fields: key::FIELDS,
@@ -148,6 +148,19 @@ fn insert(
         0 => Err(StoreError::Duplicate(format!("{} {id}", kind.name))),
         _ => Ok(record),
     }
+}
+
+/// Puts a record as it is, times included, in place of what may be there: for [`crate::store::copy`].
+pub(super) fn restore(db: &Connection, sealer: &Sealer, kind: &Kind, record: Document) -> Result<(), StoreError> {
+    let id = (kind.check)(&record)?;
+    let time = |name: &str| record.get(name).and_then(Value::as_str).unwrap_or_default();
+    let text = sealed(sealer, kind, &id, &record)?;
+    let sql = format!(
+        "INSERT INTO {}(id, record, created_at, updated_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id)
+         DO UPDATE SET record = excluded.record, created_at = excluded.created_at, updated_at = excluded.updated_at",
+        kind.table
+    );
+    db.execute(&sql, (&id, text, time("created_at"), time("updated_at"))).map(drop).map_err(engine)
 }
 
 fn lay_over(

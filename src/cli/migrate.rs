@@ -1,0 +1,112 @@
+//! `migrate`: looks at the schema in Redis, and moves a store from one engine to the other. It talks to the stores
+//! themselves, not to a relay, and none may run on them meanwhile.
+
+use super::table::Table;
+use super::{Failure, print};
+use crate::settings::{RedisAddress, ServeFlags, Settings, environment};
+use crate::startup::migrate::{self, Place};
+use crate::store::redis::RedisOptions;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// The schema in Redis, or a move from one engine to the other
+#[derive(Debug, clap::Args)]
+pub struct MigrateArgs {
+    /// Where from: sqlite:PATH (of relay.db) or a Redis address
+    #[arg(long, value_name = "STORE", requires = "to")]
+    from: Option<String>,
+    /// Where to; it must be empty, or hold what an interrupted move put there
+    #[arg(long, value_name = "STORE", requires = "from")]
+    to: Option<String>,
+    /// What stands and what is pending in Redis
+    #[arg(long, conflicts_with_all = ["from", "dry_run"])]
+    status: bool,
+    /// What would be done; nothing is written
+    #[arg(long)]
+    dry_run: bool,
+    /// The Redis to look at [default: the settings']
+    #[arg(long, value_name = "URL", conflicts_with = "from")]
+    redis_url: Option<String>,
+    /// Whose sealing key opens the secrets [default: that of the embedded store, else ./data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does what was asked.
+pub fn run(args: &MigrateArgs) -> Result<(), Failure> {
+    let flags =
+        ServeFlags { data_dir: args.data_dir.clone(), redis_url: args.redis_url.clone(), ..ServeFlags::default() };
+    let settings = Settings::load(&flags, environment()).map_err(|e| Failure::Usage(e.to_string()))?;
+    let refused = |e: crate::startup::StartError| Failure::Refused(e.to_string());
+    let system = actix_web::rt::System::new();
+    if let (Some(from), Some(to)) = (&args.from, &args.to) {
+        let (from, to) = (place(from, &settings)?, place(to, &settings)?);
+        let key = settings.sealing_key.as_ref();
+        let report =
+            system.block_on(migrate::copy(&from, &to, &settings.data_dir, key, args.dry_run)).map_err(refused)?;
+        let value = serde_json::to_value(&report).unwrap_or_default();
+        return print(&if args.json { format!("{value:#}") } else { told(&value) });
+    }
+    let Some(options) = settings.redis_options() else {
+        return Err(Failure::Usage(
+            "no Redis is named: give --redis-url or CLAUDE_RELAY_REDIS_URL, or --from and --to for a move; the embedded \
+             store brings itself up to date when the relay starts"
+                .to_owned(),
+        ));
+    };
+    let value = if args.dry_run {
+        json!({ "migrations": system.block_on(migrate::dry_run(&options)).map_err(refused)? })
+    } else {
+        json!({ "migrations": system.block_on(migrate::status(&options)).map_err(refused)? })
+    };
+    print(&if args.json { format!("{value:#}") } else { migrations(&value, args.dry_run) })
+}
+
+fn place(text: &str, settings: &Settings) -> Result<Place, Failure> {
+    if let Some(path) = text.strip_prefix("sqlite:") {
+        return Ok(Place::Sqlite(PathBuf::from(path)));
+    }
+    let address = RedisAddress::parse(text).map_err(Failure::Usage)?;
+    let url = address.url().ok_or_else(|| Failure::Usage("expected sqlite:PATH or a Redis address".to_owned()))?;
+    let options = settings
+        .redis_options()
+        .map_or_else(|| RedisOptions::new(url.clone()), |o| RedisOptions { url: url.clone(), ..o });
+    Ok(Place::Redis(Box::new(RedisOptions { key_prefix: settings.redis.key_prefix.clone(), ..options })))
+}
+
+fn told(report: &Value) -> String {
+    let mut table = Table::new(&["", "SOURCE", "TARGET"]);
+    for what in ["accounts", "keys", "facts", "sums", "open", "offsets"] {
+        table.row([what.to_owned(), report["source"][what].to_string(), report["target"][what].to_string()]);
+    }
+    let written = &report["written"];
+    let verb = if report["dry_run"] == true { "would be written" } else { "written; source and target are equal" };
+    format!("{}\n{written} {verb}", table.render())
+}
+
+fn migrations(value: &Value, forecast: bool) -> String {
+    let list = value["migrations"].as_array().cloned().unwrap_or_default();
+    if list.is_empty() {
+        return "nothing is pending".to_owned();
+    }
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    let mut table = Table::new(if forecast {
+        &["VERSION", "NAME", "KEYS", "CHANGES"]
+    } else {
+        &["VERSION", "NAME", "STATE", "APPLIED"]
+    });
+    for migration in &list {
+        let (version, name) = (text(&migration["version"]), text(&migration["name"]));
+        if forecast {
+            table.row([version, name, text(&migration["keys"]), text(&migration["changes"])]);
+        } else {
+            let applied = &migration["applied"];
+            let state = if applied.is_null() { "pending" } else { "applied" };
+            table.row([version, name, state.to_owned(), applied["applied_at"].as_str().unwrap_or("-").to_owned()]);
+        }
+    }
+    table.render()
+}
