@@ -18,6 +18,7 @@ mod redis_faults;
 mod redis_kinds;
 mod redis_migrations;
 mod redis_owner;
+mod redis_relay;
 mod redis_server;
 mod redis_store;
 mod relay_app;

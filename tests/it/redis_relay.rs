@@ -1,0 +1,186 @@
+//! A whole relay on Redis: calls go on when Redis does not, usage settles once when it is back, a second relay is
+//! refused, and Redis sees next to nothing of the calls.
+
+use crate::fake_upstream::{Chunks, FakeUpstream, Reply, Usage};
+use crate::raw_client::{Ended, Request, open, send};
+use crate::redis_server::RedisServer;
+use crate::relay_app::{TestRelay, eventually, message, stream};
+use crate::relay_process::{RelayProcess, cli_json, command};
+use claude_relay::settings::RedisAddress;
+use claude_relay::settings::Settings;
+use futures_util::future::join_all;
+use serde_json::json;
+use std::time::Duration;
+
+const USAGE: Usage = Usage { input: 10, output: 42, cache_creation_5m: 5, cache_creation_1h: 2, cache_read: 3 };
+
+fn on(redis: &RedisServer) -> impl FnOnce(&mut Settings) {
+    let url = RedisAddress::parse(&redis.url()).unwrap();
+    move |settings| {
+        settings.redis.url = url;
+        settings.redis.connect_timeout = Duration::from_millis(300);
+        settings.redis.command_timeout = Duration::from_millis(300);
+        settings.redis.wait_timeout = Duration::from_millis(300);
+    }
+}
+
+#[actix_rt::test]
+async fn an_account_a_key_a_call_and_its_usage_survive_a_restart_of_the_relay() {
+    let (upstream, redis) = (FakeUpstream::start(), RedisServer::start());
+    let relay = TestRelay::start_in(tempfile::tempdir().unwrap(), on(&redis)).await;
+    upstream.always(Reply::message("hi", USAGE));
+    relay.add_account("a", &upstream, json!({})).await;
+    let key = relay.add_key(json!({"accounts": ["a"]})).await;
+    assert_eq!(relay.send(message(&key)).await.status, 200);
+    assert_eq!(relay.send(Request::get("/ready")).await.status, 200);
+    let dir = relay.stop().await;
+    assert!(!dir.path().join("relay.db").exists());
+
+    let relay = TestRelay::start_in(dir, on(&redis)).await;
+    assert_eq!(relay.send(message(&key)).await.status, 200);
+    assert_eq!(upstream.requests()[1].credential.as_deref(), Some("token-of-a"));
+    let rows = relay.usage().await;
+    assert_eq!((&rows[0]["requests"], &rows[0]["output_tokens"]), (&json!(2), &json!(84)));
+}
+
+#[actix_rt::test]
+async fn calls_go_on_while_redis_hangs_or_is_gone_and_settle_once_when_it_is_back() {
+    let (upstream, mut redis) = (FakeUpstream::start(), RedisServer::start());
+    let relay = TestRelay::start_in(tempfile::tempdir().unwrap(), on(&redis)).await;
+    upstream.always(Reply::message("hi", USAGE));
+    relay.add_account("a", &upstream, json!({})).await;
+    let key = relay.add_key(json!({})).await;
+    let ready = || async { relay.send(Request::get("/ready")).await };
+    for gone in [false, true] {
+        upstream.next(Reply::stream(&["one", "two"], USAGE).chunks(Chunks::Events).pause(Duration::from_millis(50)));
+        let streaming = relay.open(stream(&key)).await;
+        if gone { redis.stop() } else { redis.hang() }
+        for _ in 0..5 {
+            assert_eq!(relay.send(message(&key)).await.status, 200);
+        }
+        assert_eq!(streaming.rest().await.ended, Ended::Complete);
+        let degraded = ready().await;
+        assert_eq!((degraded.status, &degraded.json()["reasons"][0]["code"]), (503, &json!("store")));
+        let edit = relay.admin(Request::patch("/admin/accounts/a").json(json!({"name": "x"}))).await;
+        assert_eq!(edit.status, 500, "an edit that was not stored was taken: {}", edit.text());
+        if gone { redis.start_again() } else { redis.go_on() }
+        for _ in 0..200 {
+            if ready().await.status == 200 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(ready().await.status, 200);
+        let edit = relay.admin(Request::patch("/admin/accounts/a").json(json!({"name": "x"}))).await;
+        assert_eq!(edit.status, 200, "{}", edit.text());
+    }
+    let rows = relay.usage().await;
+    assert_eq!((&rows[0]["requests"], &rows[0]["output_tokens"]), (&json!(12), &json!(12 * 42)));
+}
+
+#[actix_rt::test]
+async fn redis_sees_next_to_nothing_of_the_calls() {
+    let (upstream, redis) = (FakeUpstream::start(), RedisServer::start());
+    let relay = TestRelay::start_in(tempfile::tempdir().unwrap(), on(&redis)).await;
+    upstream.always(Reply::message("hi", USAGE));
+    relay.add_account("a", &upstream, json!({"concurrencyLimit": 100})).await;
+    let key = relay.add_key(json!({})).await;
+    assert_eq!(relay.send(message(&key)).await.status, 200);
+    relay.usage().await;
+    let before: u64 = redis.commands().values().sum();
+    for _ in 0..50 {
+        let calls = (0..20).map(|_| relay.send(message(&key)));
+        assert!(join_all(calls).await.iter().all(|a| a.status == 200));
+    }
+    eventually("all is settled", || redis.commands().values().sum::<u64>() > before).await;
+    let after: u64 = redis.commands().values().sum();
+    println!("{} commands for 1,000 calls: {:?}", after - before, redis.commands());
+    let rows = relay.usage().await;
+    assert_eq!(rows[0]["requests"], 1001);
+    assert!(after - before <= 100, "{} commands for 1,000 calls", after - before);
+}
+
+#[actix_rt::test]
+async fn a_second_relay_is_refused_and_a_missing_redis_is_named_without_its_password() {
+    let (upstream, redis, data, other) =
+        (FakeUpstream::start(), RedisServer::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let url = redis.url();
+    let env = [("CLAUDE_RELAY_REDIS_URL", url.as_str())];
+    let mut relay = RelayProcess::start(data.path(), &["--no-demo"], &env).await;
+    let account = json!({"id": "a", "platform": "claudeconsole", "custom_api_endpoint": upstream.url(), "session_token": "t"});
+    cli_json(data.path(), &["account", "add", "--file", "-"], &account.to_string());
+    let key = cli_json(data.path(), &["key", "create", "--name", "k"], "")["key"].as_str().unwrap().to_owned();
+    assert_eq!(send(relay.addr, message(&key)).await.status, 200);
+
+    let start = |dir: &std::path::Path, url: &str| {
+        let mut command = command();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir"]).arg(dir);
+        command.env("CLAUDE_RELAY_REDIS_URL", url).output().unwrap()
+    };
+    let second = start(other.path(), &url);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another relay"), "{second:?}");
+    let missing = start(other.path(), "redis://user:hunter2@127.0.0.1:1/0");
+    let told = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(missing.status.code() == Some(1) && told.contains("127.0.0.1:1") && !told.contains("hunter2"), "{told}");
+    let bad = start(other.path(), "http://user:hunter2@h/");
+    let told = String::from_utf8_lossy(&bad.stderr).into_owned();
+    assert!(bad.status.code() == Some(2) && told.contains("redis.url") && !told.contains("hunter2"), "{told}");
+
+    // Killed and started anew, it has everything; its usage comes from the journal.
+    upstream.next(Reply::stream(&["one"], USAGE).hang_after(700));
+    let cut = open(relay.addr, stream(&key)).await;
+    relay.signal(rustix::process::Signal::KILL);
+    relay.ended().await;
+    drop(cut);
+    let relay = RelayProcess::start(data.path(), &[], &env).await;
+    assert_eq!(send(relay.addr, message(&key)).await.status, 200);
+    let rows = cli_json(data.path(), &["usage"], "")["rows"].clone();
+    assert_eq!(rows[0]["endings"], json!({"complete": 2, "relay_crashed": 1}), "{rows}");
+    let migrations = command().args(["migrate", "--status", "--json", "--redis-url", &url]).output().unwrap();
+    let migrations: serde_json::Value = serde_json::from_slice(&migrations.stdout).unwrap();
+    assert!(migrations["migrations"].as_array().unwrap().iter().all(|m| !m["applied"].is_null()), "{migrations}");
+}
+
+#[actix_rt::test]
+async fn the_store_moves_to_redis_and_back_and_keys_and_accounts_work_after_it() {
+    let (upstream, redis, data) = (FakeUpstream::start(), RedisServer::start(), tempfile::tempdir().unwrap());
+    let relay = RelayProcess::start(data.path(), &["--no-demo"], &[]).await;
+    let account = json!({"id": "a", "platform": "claudeconsole", "custom_api_endpoint": upstream.url(), "session_token": "t"});
+    cli_json(data.path(), &["account", "add", "--file", "-"], &account.to_string());
+    let key = cli_json(data.path(), &["key", "create", "--name", "k"], "")["key"].as_str().unwrap().to_owned();
+    assert_eq!(send(relay.addr, message(&key)).await.status, 200);
+    let (file, url) = (format!("sqlite:{}", data.path().join("relay.db").display()), redis.url());
+    let migrate = |from: &str, to: &str, more: &[&str]| {
+        let output = command().args(["migrate", "--json", "--from", from, "--to", to]).args(more).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, told) = migrate(&file, &url, &[]);
+    assert!(code == Some(1) && told.contains("in use by another relay"), "{told}");
+    stop(relay).await;
+
+    let (code, told) = migrate(&file, &url, &["--dry-run"]);
+    assert!(code == Some(0) && told.contains("\"dry_run\": true"), "{told}");
+    assert_eq!(migrate(&file, &url, &[]).0, Some(0));
+    let (code, told) = migrate(&file, &url, &[]);
+    assert!(code == Some(1) && told.contains("not empty"), "{told}");
+    let env = [("CLAUDE_RELAY_REDIS_URL", url.as_str())];
+    let relay = RelayProcess::start(data.path(), &[], &env).await;
+    assert_eq!(send(relay.addr, message(&key)).await.status, 200);
+    assert_eq!(cli_json(data.path(), &["usage"], "")["rows"][0]["requests"], 2);
+    stop(relay).await;
+
+    let back = tempfile::tempdir().unwrap();
+    std::fs::copy(data.path().join("sealing.key"), back.path().join("sealing.key")).unwrap();
+    let (code, told) = migrate(&url, &format!("sqlite:{}", back.path().join("relay.db").display()), &[]);
+    assert_eq!(code, Some(0), "{told}");
+    std::fs::copy(data.path().join("admin-token"), back.path().join("admin-token")).unwrap();
+    let relay = RelayProcess::start(back.path(), &[], &[]).await;
+    assert_eq!(send(relay.addr, message(&key)).await.status, 200);
+    assert_eq!(cli_json(back.path(), &["usage"], "")["rows"][0]["requests"], 3);
+}
+
+async fn stop(mut relay: RelayProcess) {
+    relay.signal(rustix::process::Signal::TERM);
+    assert_eq!(relay.ended().await, Some(0));
+}
