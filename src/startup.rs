@@ -298,7 +298,10 @@ fn parts(
         stores: stores.clone(),
         settler: Some(settler),
         journal,
-        settle_interval: settings.journal.settle_interval,
+        settle_interval: match settings.redis_options() {
+            Some(_) => settings.redis.settle_interval,
+            None => settings.journal.settle_interval,
+        },
         clock: clock.clone(),
         policy: Policy {
             rate_limited_first: span(health.rate_limited_first),

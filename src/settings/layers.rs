@@ -44,6 +44,7 @@ const RANGES: &[(&str, Range)] = &[
     ("redis.wait_timeout", Range::Span(TEN_MS, MINUTE)),
     ("redis.wait_at_start", Range::Span(Duration::ZERO, DAY)),
     ("redis.lock_ttl", Range::Span(SECOND, Duration::from_mins(10))),
+    ("redis.settle_interval", Range::Span(MOMENT, HOUR)),
     ("journal.settle_interval", Range::Span(MOMENT, HOUR)),
 ];
 
@@ -280,7 +281,7 @@ mod tests {
     #[test]
     fn every_number_and_duration_has_a_range_that_its_default_fits() {
         let known = Layers::new().known;
-        assert_eq!(known.len(), 34, "{known:?}");
+        assert_eq!(known.len(), 35, "{known:?}");
         for (path, default) in &known {
             let range = RANGES.iter().find(|(name, _)| name == path);
             let needs = default.is_integer() || default.as_str().is_some_and(|text| parse_duration(text).is_ok());
