@@ -144,6 +144,7 @@ impl Account {
     }
 
     fn report(&self, ctx: &Context<Self>) {
+        self.slots.set_well(self.health.is_clear());
         let view = self.view(ctx.address());
         self.surroundings.seats.report(&view);
         self.surroundings.scheduler.addr().do_send(Reported(view));

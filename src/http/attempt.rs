@@ -102,7 +102,7 @@ impl Attempt {
 
     fn settle(&self, outcome: Outcome) {
         if let Some(admission) = &self.admission {
-            admission.permit.settle(outcome);
+            admission.permit.settle(outcome, self.worker.shared.clock.now());
         }
     }
 

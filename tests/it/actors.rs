@@ -139,7 +139,7 @@ async fn a_scheduler_selects_an_account_grants_and_a_settlement_shows_in_the_ver
     drop(first);
     assert_eq!(pool.actors.outstanding().permits, 1);
 
-    second.settle(Outcome::RateLimited { until: Some(pool.now() + chrono::TimeDelta::seconds(17)) });
+    second.settle(Outcome::RateLimited { until: Some(pool.now() + chrono::TimeDelta::seconds(17)) }, pool.now());
     let account = pool.account(&id).await;
     // A question through the same mailbox comes after the settlement.
     let view = account.send(Describe).await.unwrap();
@@ -255,7 +255,7 @@ async fn a_panic_in_an_account_leaves_the_others_serving_and_its_slots_counted()
         assert!(pool.select(only(&a)).await.is_err(), "the respawned account grants over its limit");
         drop(second);
     }
-    held.settle(Outcome::Success { status: 200 });
+    held.settle(Outcome::Success { status: 200 }, pool.now());
     drop(held);
     assert_eq!(pool.actors.outstanding().permits, 0);
     assert!(pool.fatal.lock().unwrap().is_empty());

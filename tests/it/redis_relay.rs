@@ -54,7 +54,11 @@ async fn calls_go_on_while_redis_hangs_or_is_gone_and_settle_once_when_it_is_bac
     for gone in [false, true] {
         upstream.next(Reply::stream(&["one", "two"], USAGE).chunks(Chunks::Events).pause(Duration::from_millis(50)));
         let streaming = relay.open(stream(&key)).await;
-        if gone { redis.stop() } else { redis.hang() }
+        if gone {
+            redis.stop()
+        } else {
+            redis.hang()
+        }
         for _ in 0..5 {
             assert_eq!(relay.send(message(&key)).await.status, 200);
         }
@@ -63,7 +67,11 @@ async fn calls_go_on_while_redis_hangs_or_is_gone_and_settle_once_when_it_is_bac
         assert_eq!((degraded.status, &degraded.json()["reasons"][0]["code"]), (503, &json!("store")));
         let edit = relay.admin(Request::patch("/admin/accounts/a").json(json!({"name": "x"}))).await;
         assert_eq!(edit.status, 500, "an edit that was not stored was taken: {}", edit.text());
-        if gone { redis.start_again() } else { redis.go_on() }
+        if gone {
+            redis.start_again()
+        } else {
+            redis.go_on()
+        }
         for _ in 0..200 {
             if ready().await.status == 200 {
                 break;
@@ -107,7 +115,8 @@ async fn a_second_relay_is_refused_and_a_missing_redis_is_named_without_its_pass
     let url = redis.url();
     let env = [("CLAUDE_RELAY_REDIS_URL", url.as_str())];
     let mut relay = RelayProcess::start(data.path(), &["--no-demo"], &env).await;
-    let account = json!({"id": "a", "platform": "claudeconsole", "custom_api_endpoint": upstream.url(), "session_token": "t"});
+    let account =
+        json!({"id": "a", "platform": "claudeconsole", "custom_api_endpoint": upstream.url(), "session_token": "t"});
     cli_json(data.path(), &["account", "add", "--file", "-"], &account.to_string());
     let key = cli_json(data.path(), &["key", "create", "--name", "k"], "")["key"].as_str().unwrap().to_owned();
     assert_eq!(send(relay.addr, message(&key)).await.status, 200);
@@ -146,7 +155,8 @@ async fn a_second_relay_is_refused_and_a_missing_redis_is_named_without_its_pass
 async fn the_store_moves_to_redis_and_back_and_keys_and_accounts_work_after_it() {
     let (upstream, redis, data) = (FakeUpstream::start(), RedisServer::start(), tempfile::tempdir().unwrap());
     let relay = RelayProcess::start(data.path(), &["--no-demo"], &[]).await;
-    let account = json!({"id": "a", "platform": "claudeconsole", "custom_api_endpoint": upstream.url(), "session_token": "t"});
+    let account =
+        json!({"id": "a", "platform": "claudeconsole", "custom_api_endpoint": upstream.url(), "session_token": "t"});
     cli_json(data.path(), &["account", "add", "--file", "-"], &account.to_string());
     let key = cli_json(data.path(), &["key", "create", "--name", "k"], "")["key"].as_str().unwrap().to_owned();
     assert_eq!(send(relay.addr, message(&key)).await.status, 200);

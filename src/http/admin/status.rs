@@ -27,8 +27,17 @@ fn shown(view: &AccountView, now: Time) -> Value {
         "limit": view.slots.limit(),
         "priority": view.account.priority,
         "group": view.account.group,
-        "last": view.health.last(),
+        "last": last(view),
     })
+}
+
+/// The last outcome: what the account was told, or a later success that was only noted.
+fn last(view: &AccountView) -> Value {
+    let told = view.health.last();
+    match view.slots.last_success() {
+        Some(at) if told.is_none_or(|told| told.at < at) => json!({"at": at, "kind": "success", "status": 200}),
+        _ => json!(told),
+    }
 }
 
 pub async fn status(state: State) -> Answer {
