@@ -1,6 +1,7 @@
 //! The clock, read at the edges and passed in: domain code takes the time as an argument.
 
 use crate::domain::Time;
+use chrono::SubsecRound;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,9 +10,9 @@ use std::sync::Arc;
 pub struct Clock(Arc<dyn Fn() -> Time + Send + Sync>);
 
 impl Clock {
-    /// The machine's clock.
+    /// The machine's clock, in whole milliseconds: every store keeps these, and none more.
     pub fn system() -> Self {
-        Self(Arc::new(chrono::Utc::now))
+        Self(Arc::new(|| chrono::Utc::now().trunc_subsecs(3)))
     }
 
     /// A clock of the caller's own, for tests.

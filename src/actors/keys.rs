@@ -11,11 +11,15 @@ use crate::store::{Keys, StoreError};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 /// What stands in for "no limit"; a key's calls are counted all the same.
 const UNLIMITED: u32 = u32::MAX;
+
+/// The wait before a store that failed is asked again what became of an edit.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 
 /// One key.
 #[derive(Debug)]
@@ -120,12 +124,16 @@ impl KeyRing {
         whole(async move { ring.create_now(record, now).await }).await
     }
 
-    async fn create_now(&self, record: Document, now: Time) -> Result<Document, StoreError> {
+    async fn create_now(self: &Arc<Self>, record: Document, now: Time) -> Result<Document, StoreError> {
         let _one = self.edits.lock().await;
-        let stored = self.store.insert(record, now).await?;
-        let key = Key::parse(&stored)?;
-        self.rebuild(|map| drop(map.insert(key.hash, KeyEntry::under(key.clone(), &self.all))));
-        Ok(stored)
+        let id = record.get("id").and_then(|id| id.as_str()).map(KeyId::new);
+        let stored = self.store.insert(record, now).await;
+        match &stored {
+            Ok(stored) => self.take(Key::parse(stored)?),
+            Err(StoreError::Engine(_)) => id.iter().for_each(|id| self.read_again(id)),
+            Err(_) => {}
+        }
+        stored
     }
 
     /// Changes a key; a revocation holds, and running calls end, when this returns.
@@ -137,14 +145,16 @@ impl KeyRing {
         whole(async move { ring.patch_now(&id, patch, now).await }).await
     }
 
-    async fn patch_now(&self, id: &KeyId, patch: Document, now: Time) -> Result<Document, StoreError> {
+    async fn patch_now(self: &Arc<Self>, id: &KeyId, patch: Document, now: Time) -> Result<Document, StoreError> {
         let _one = self.edits.lock().await;
-        let stored = self.store.patch(id, patch, now).await?;
-        let key = Key::parse(&stored)?;
-        if let Some(entry) = self.by_hash.load().get(&key.hash) {
-            entry.put(Arc::new(key));
+        let stored = self.store.patch(id, patch, now).await;
+        match &stored {
+            Ok(stored) => self.take(Key::parse(stored)?),
+            Err(StoreError::Missing(_)) => self.drop_entry(id),
+            Err(StoreError::Engine(_)) => self.read_again(id),
+            Err(_) => {}
         }
-        Ok(stored)
+        stored
     }
 
     /// Takes a key away; running calls end.
@@ -156,15 +166,46 @@ impl KeyRing {
         whole(async move { ring.remove_now(&id).await }).await
     }
 
-    async fn remove_now(&self, id: &KeyId) -> Result<(), StoreError> {
+    async fn remove_now(self: &Arc<Self>, id: &KeyId) -> Result<(), StoreError> {
         let _one = self.edits.lock().await;
-        self.store.remove(id).await?;
-        let gone: Vec<_> = self.entries().into_iter().filter(|e| e.id == *id).collect();
-        for entry in gone {
+        let removed = self.store.remove(id).await;
+        match &removed {
+            // What the store does not have must not open anything here either.
+            Ok(()) | Err(StoreError::Missing(_)) => self.drop_entry(id),
+            Err(StoreError::Engine(_)) => self.read_again(id),
+            Err(_) => {}
+        }
+        removed
+    }
+
+    /// A store that fails may have done what was asked all the same: the record is read until it answers.
+    fn read_again(self: &Arc<Self>, id: &KeyId) {
+        let (ring, id) = (self.clone(), id.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(READ_AGAIN).await;
+                let _one = ring.edits.lock().await;
+                match ring.store.load(&id).await.and_then(|doc| Ok(Key::parse(&doc)?)) {
+                    Ok(key) => return ring.take(key),
+                    Err(StoreError::Missing(_)) => return ring.drop_entry(&id),
+                    Err(error) => tracing::warn!(%error, key = %id, "whether a key's edit was stored is not known yet"),
+                }
+            }
+        });
+    }
+
+    fn take(&self, key: Key) {
+        match self.by_hash.load().get(&key.hash) {
+            Some(entry) => entry.put(Arc::new(key)),
+            None => self.rebuild(|map| drop(map.insert(key.hash, KeyEntry::under(key.clone(), &self.all)))),
+        }
+    }
+
+    fn drop_entry(&self, id: &KeyId) {
+        for entry in self.entries().into_iter().filter(|e| e.id == *id) {
             entry.revoked.load().cancel();
             self.rebuild(|map| drop(map.remove(&entry.hash)));
         }
-        Ok(())
     }
 
     /// One record, as the store has it.

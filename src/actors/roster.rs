@@ -146,18 +146,26 @@ impl Roster {
         wanted.into_values().for_each(|account| drop(self.spawn(account)));
     }
 
+    /// A store that fails may have done what was asked all the same: the record is read until it answers, and what
+    /// runs is made equal to it.
+    fn read_again(id: AccountId, ctx: &mut Context<Self>) {
+        ctx.run_later(READ_AGAIN, move |actor, ctx| actor.respawn(id, ctx));
+    }
+
+    /// Reads one account and makes what runs equal to it: starts it, tells it, or ends it.
     fn respawn(&mut self, id: AccountId, ctx: &mut Context<Self>) {
         let accounts = self.parts.stores.accounts.clone();
         let load = async move { (accounts.load(&id).await, id) };
         ctx.spawn(load.into_actor(self).map(|(loaded, id), actor, ctx| {
             match loaded.and_then(|doc| Ok(domain::Account::parse(&doc)?)) {
-                // It may have been respawned, or enlisted anew, while the store was read.
-                Ok(_) if actor.seats.find(&id).is_some() => {}
-                Ok(account) => drop(actor.spawn(account)),
+                Ok(account) => match actor.seats.find(&id) {
+                    Some(addr) => addr.do_send(Amended { record: Arc::new(account), forgive: false }),
+                    None => drop(actor.spawn(account)),
+                },
                 Err(StoreError::Missing(_)) => actor.take_off(&id),
                 Err(error) => {
-                    tracing::error!(%error, account = %id, "an account could not be read for its respawn");
-                    ctx.notify(Down { id, panicked: false });
+                    tracing::error!(%error, account = %id, "an account cannot be read; trying again");
+                    Self::read_again(id, ctx);
                 }
             }
         }));
@@ -192,8 +200,12 @@ impl Handler<Enlist> for Roster {
 
     fn handle(&mut self, msg: Enlist, _: &mut Self::Context) -> Self::Result {
         let (accounts, now) = (self.parts.stores.accounts.clone(), self.parts.clock.now());
+        let id = msg.record.text("id").ok().flatten().and_then(|id| AccountId::parse(id).ok());
         let insert = async move { accounts.insert(msg.record, now).await }.into_actor(self);
-        AtomicResponse::new(Box::pin(insert.then(|stored, actor, _| {
+        AtomicResponse::new(Box::pin(insert.then(|stored, actor, ctx| {
+            if let (Err(StoreError::Engine(_)), Some(id)) = (&stored, id) {
+                Self::read_again(id, ctx);
+            }
             let started = stored.and_then(|doc| Ok((actor.spawn(domain::Account::parse(&doc)?), doc)));
             async move {
                 let (addr, doc) = started?;
@@ -214,7 +226,12 @@ impl Handler<Amend> for Roster {
         let forgive = MENDING.iter().any(|f| msg.patch.names(f));
         let Amend { id, patch } = msg;
         let write = async move { (accounts.patch(&id, patch, now).await, id) }.into_actor(self);
-        AtomicResponse::new(Box::pin(write.then(move |(stored, id), actor, _| {
+        AtomicResponse::new(Box::pin(write.then(move |(stored, id), actor, ctx| {
+            match &stored {
+                Err(StoreError::Missing(_)) => actor.take_off(&id),
+                Err(StoreError::Engine(_)) => Self::read_again(id.clone(), ctx),
+                _ => {}
+            }
             let amended = stored.and_then(|doc| {
                 let record = domain::Account::parse(&doc)?;
                 let addr = actor.seats.find(&id).unwrap_or_else(|| actor.spawn(record.clone()));
@@ -236,10 +253,14 @@ impl Handler<Retire> for Roster {
     fn handle(&mut self, msg: Retire, _: &mut Self::Context) -> Self::Result {
         let accounts = self.parts.stores.accounts.clone();
         let remove = async move { (accounts.remove(&msg.id).await, msg.id) }.into_actor(self);
-        AtomicResponse::new(Box::pin(remove.map(|(removed, id), actor, _| {
-            removed?;
-            actor.take_off(&id);
-            Ok(())
+        AtomicResponse::new(Box::pin(remove.map(|(removed, id), actor, ctx| {
+            match &removed {
+                // What the store does not have must not run here either.
+                Ok(()) | Err(StoreError::Missing(_)) => actor.take_off(&id),
+                Err(StoreError::Engine(_)) => Self::read_again(id, ctx),
+                Err(_) => {}
+            }
+            removed
         })))
     }
 }

@@ -3,7 +3,7 @@
 //! Its views are advice: only the Account grants. It asks the best candidate, and on `Busy` walks on to the
 //! next, each account at most once. In this form a call that finds nobody is refused at once.
 
-use super::account::{AccountView, Acquire, Busy};
+use super::account::{Account, AccountView, Acquire, Busy};
 use super::permit::Permit;
 use super::reply::{Left, Reply, TicketId};
 use super::watch::Watch;
@@ -12,7 +12,9 @@ use crate::clock::Clock;
 use crate::domain::selection::{self, Candidate};
 use crate::domain::verdict::{Code, Verdict, glance};
 use crate::domain::{AccountId, Call, Refusal, Time};
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, MailboxError, Message, SpawnHandle, WrapFuture};
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, MailboxError, Message, SpawnHandle, WrapFuture,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -118,7 +120,13 @@ impl Scheduler {
     }
 
     /// The best account that has not been tried, or `None`.
-    fn pick(&mut self, call: &Call, scope: &Scope, tried: &[AccountId], now: Time) -> Option<AccountView> {
+    fn pick(
+        &mut self,
+        call: &Call,
+        scope: &Scope,
+        tried: &[AccountId],
+        now: Time,
+    ) -> Option<(AccountId, Addr<Account>)> {
         let candidates = self.in_scope(scope).filter_map(|entry| {
             let AccountView { account, health, slots, .. } = &entry.view;
             let in_use = slots.in_use();
@@ -137,17 +145,17 @@ impl Scheduler {
         let entry = &mut self.entries[at];
         entry.picks += 1;
         entry.asked += 1;
-        Some(entry.view.clone())
+        Some((entry.view.account.id.clone(), entry.view.addr.clone()))
     }
 
     fn walk(&mut self, job: Select, now: Time, ctx: &mut Context<Self>) {
-        let Some(view) = self.pick(&job.call, &job.scope, &job.tried, now) else {
+        let Some((id, addr)) = self.pick(&job.call, &job.scope, &job.tried, now) else {
             let refusal = self.refusal(&job, now);
             return job.reply.send(Err(refusal));
         };
-        let (ticket, id) = (job.ticket, view.account.id.clone());
-        let ask = view.addr.send(Acquire { call: job.call.clone() }).into_actor(self);
-        let next = ask.map(move |answer, actor, ctx| actor.answered(answer, view.account.id.clone(), job, now, ctx));
+        let (ticket, asked) = (job.ticket, id.clone());
+        let ask = addr.send(Acquire { call: job.call.clone() }).into_actor(self);
+        let next = ask.map(move |answer, actor, ctx| actor.answered(answer, asked, job, now, ctx));
         let handle = ctx.spawn(next);
         self.pending.insert(ticket, (handle, id));
     }

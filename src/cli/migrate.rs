@@ -5,14 +5,13 @@ use super::table::Table;
 use super::{Failure, print};
 use crate::settings::{RedisAddress, ServeFlags, Settings, environment};
 use crate::startup::migrate::{self, Place};
-use crate::store::redis::RedisOptions;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// The schema in Redis, or a move from one engine to the other
 #[derive(Debug, clap::Args)]
 pub struct MigrateArgs {
-    /// Where from: sqlite:PATH (of relay.db) or a Redis address
+    /// Where from: sqlite:PATH (of relay.db), a Redis address, or `redis` for the settings' one
     #[arg(long, value_name = "STORE", requires = "to")]
     from: Option<String>,
     /// Where to; it must be empty, or hold what an interrupted move put there
@@ -46,7 +45,7 @@ pub fn run(args: &MigrateArgs) -> Result<(), Failure> {
         let (from, to) = (place(from, &settings)?, place(to, &settings)?);
         let key = settings.sealing_key.as_ref();
         let report =
-            system.block_on(migrate::copy(&from, &to, &settings.data_dir, key, args.dry_run)).map_err(refused)?;
+            system.block_on(migrate::copy(&from, &to, args.data_dir.as_deref(), key, args.dry_run)).map_err(refused)?;
         let value = serde_json::to_value(&report).unwrap_or_default();
         return print(&if args.json { format!("{value:#}") } else { told(&value) });
     }
@@ -69,12 +68,14 @@ fn place(text: &str, settings: &Settings) -> Result<Place, Failure> {
     if let Some(path) = text.strip_prefix("sqlite:") {
         return Ok(Place::Sqlite(PathBuf::from(path)));
     }
-    let address = RedisAddress::parse(text).map_err(Failure::Usage)?;
-    let url = address.url().ok_or_else(|| Failure::Usage("expected sqlite:PATH or a Redis address".to_owned()))?;
-    let options = settings
-        .redis_options()
-        .map_or_else(|| RedisOptions::new(url.clone()), |o| RedisOptions { url: url.clone(), ..o });
-    Ok(Place::Redis(Box::new(RedisOptions { key_prefix: settings.redis.key_prefix.clone(), ..options })))
+    let named = if text == "redis" { Ok(settings.redis.url.clone()) } else { RedisAddress::parse(text) };
+    let url = named.map_err(Failure::Usage)?.url().ok_or_else(|| {
+        Failure::Usage(
+            "expected sqlite:PATH, a Redis address, or `redis` for that of CLAUDE_RELAY_REDIS_URL or the settings file"
+                .to_owned(),
+        )
+    })?;
+    Ok(Place::Redis(Box::new(settings.redis_options_at(url))))
 }
 
 fn told(report: &Value) -> String {

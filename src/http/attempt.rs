@@ -159,7 +159,9 @@ impl Booking for Attempt {
         }
         self.log(ending, &usage, fault, duration);
         // Calls that we abort keep their slot for a while: the upstream may still be at work on them.
-        if matches!(ending, Ending::ClientGone | Ending::RelayEnded) || fault.is_some_and(Fault::is_timeout) {
+        if matches!(ending, Ending::ClientGone | Ending::RelayEnded | Ending::RelayCrashed)
+            || fault.is_some_and(Fault::is_timeout)
+        {
             self.linger();
         }
     }

@@ -80,7 +80,8 @@ async fn collect(
             return Err(Refusal::BodyTooLarge { limit });
         }
         if size > held {
-            let more = (size - held).max(STEP).min(limit - held);
+            let expected = announced.map_or(STEP, |n| n.saturating_sub(held));
+            let more = (size - held).max(STEP.min(expected)).min(limit - held);
             take(more)?;
             held += more;
         }

@@ -2,7 +2,7 @@
 
 use super::Shared;
 use crate::actors::account::AccountView;
-use crate::domain::verdict::Code;
+use crate::domain::verdict::glance;
 use actix_web::HttpResponse;
 use actix_web::web::Data;
 use serde_json::json;
@@ -37,7 +37,11 @@ pub async fn reasons(shared: &Shared) -> Vec<serde_json::Value> {
     }
     match tokio::time::timeout(STORE_PATIENCE, shared.stores.facts.check()).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => say("store", error.to_string()),
+        Ok(Err(error)) => {
+            // Anybody may ask: where the store is, and what it said, is for the log.
+            tracing::warn!(%error, "the store is not usable");
+            say("store", "the store cannot be used; the log says why".to_owned());
+        }
         Err(_) => say("store", "the store does not answer; usage stays in the journal".to_owned()),
     }
     if shared.journal.degraded() {
@@ -45,8 +49,11 @@ pub async fn reasons(shared: &Shared) -> Vec<serde_json::Value> {
     }
     let (now, views) = (shared.clock.now(), shared.actors.seats.views());
     // A pool that is merely busy is ready: a balancer that took it away would make the others busier.
-    let ready = |v: &AccountView| v.verdict(None, now).reasons.iter().all(|r| r.code == Code::AtCapacity);
-    if !views.iter().any(|v| v.verdict(None, now).schedulable || ready(v)) {
+    let ready = |v: &AccountView| {
+        let seen = glance(&v.account, &v.health, 0, None, now);
+        seen.schedulable()
+    };
+    if !views.iter().any(ready) {
         say("no_schedulable_account", format!("{} accounts, none of which could take a call now", views.len()));
     }
     out

@@ -78,8 +78,13 @@ impl<'de> Deserialize<'de> for RedisAddress {
 impl Settings {
     /// How to reach Redis, if that is the store.
     pub fn redis_options(&self) -> Option<RedisOptions> {
+        self.redis.url.url().map(|url| self.redis_options_at(url))
+    }
+
+    /// How to reach the Redis at `url`, as the settings say for theirs.
+    pub fn redis_options_at(&self, url: RedisUrl) -> RedisOptions {
         let redis = &self.redis;
-        Some(RedisOptions {
+        RedisOptions {
             key_prefix: redis.key_prefix.clone(),
             pool_size: redis.pool_size,
             connect_timeout: redis.connect_timeout,
@@ -87,7 +92,7 @@ impl Settings {
             wait_timeout: redis.wait_timeout,
             wait_at_start: redis.wait_at_start,
             lock_ttl: redis.lock_ttl,
-            ..RedisOptions::new(redis.url.url()?)
-        })
+            ..RedisOptions::new(url)
+        }
     }
 }

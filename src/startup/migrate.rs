@@ -7,7 +7,7 @@ use crate::domain::Secret;
 use crate::store::Stores;
 use crate::store::copy::{self, CopyReport};
 use crate::store::redis::{self, Claim, Forecast, RedisOptions, RedisStore, Status};
-use crate::store::seal::Sealer;
+use crate::store::seal::{self, KEY_FILE, Sealer};
 use crate::store::sqlite::SqliteStore;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,14 +41,15 @@ impl Place {
 }
 
 /// Copies everything but the rows of single calls; run again, it goes on where it was interrupted. The sealing key
-/// is that of `sealing_key`, else of the embedded store's directory, else of `data_dir`.
+/// is `sealing_key`, else that of `data_dir`, else that of the embedded store's directory; a new embedded store gets
+/// a copy of it.
 ///
 /// # Errors
 /// When a relay runs on either side, the source does not exist or cannot be read whole, or the target is not empty.
 pub async fn copy(
     from: &Place,
     to: &Place,
-    data_dir: &Path,
+    data_dir: Option<&Path>,
     sealing_key: Option<&Secret>,
     dry_run: bool,
 ) -> Result<CopyReport, StartError> {
@@ -61,14 +62,43 @@ pub async fn copy(
     for dir in [from, to].into_iter().filter_map(Place::data_dir) {
         locked.push(DataDir::open(dir)?);
     }
-    let keeper = from.data_dir().or(to.data_dir()).unwrap_or(data_dir);
+    let keeper = data_dir.or(from.data_dir()).or(to.data_dir()).unwrap_or(Path::new("./data"));
+    // A new key could open nothing of what is there.
+    if sealing_key.is_none() && !keeper.join(KEY_FILE).is_file() {
+        let missing = keeper.join(KEY_FILE).display().to_string();
+        return Err(StartError::file(missing)(std::io::ErrorKind::NotFound.into()));
+    }
     let sealer = Arc::new(Sealer::open_or_create(keeper, sealing_key)?);
     let ((source, source_claim), (target, target_claim)) = (from.open(&sealer).await?, to.open(&sealer).await?);
-    let report = copy::copy(&source, &target, dry_run).await;
+    let moved = async {
+        same_key(&source, &sealer).await?;
+        if !dry_run {
+            // First of all: a relay must not take the target for one that a key of its own could seal.
+            target.facts.set_fact(seal::FACT, sealer.key_id()).await?;
+        }
+        Ok(copy::copy(&source, &target, dry_run).await?)
+    };
+    let report = moved.await;
+    if let (Ok(_), Some(dir), None, false) = (&report, to.data_dir(), sealing_key, dry_run)
+        && dir != keeper
+    {
+        // The embedded store finds its key beside it.
+        std::fs::copy(keeper.join(KEY_FILE), dir.join(KEY_FILE)).map_err(StartError::file(KEY_FILE))?;
+    }
     for claim in [source_claim, target_claim].into_iter().flatten() {
         claim.release().await;
     }
-    Ok(report?)
+    report
+}
+
+/// The source must be sealed by the key at hand.
+async fn same_key(source: &Stores, sealer: &Sealer) -> Result<(), StartError> {
+    match source.facts.fact(seal::FACT).await? {
+        Some(stored) if stored != sealer.key_id() => {
+            Err(StartError::OtherSealingKey { stored, given: sealer.key_id().to_owned() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Every migration as it stands in this Redis.

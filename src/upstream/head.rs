@@ -30,7 +30,7 @@ impl Heads {
     pub fn take(&mut self, bytes: &[u8]) -> Option<Final> {
         self.held.extend_from_slice(bytes);
         loop {
-            let Some(end) = memmem::find(&self.held, b"\r\n\r\n").map(|at| at + 4) else {
+            let Some(end) = end_of_head(&self.held) else {
                 // Too large, or not HTTP at all: for awc to refuse.
                 let hopeless = self.held.len() > LARGEST || !could_be_http(&self.held);
                 return hopeless.then(|| Final { bytes: std::mem::take(&mut self.held), last: true });
@@ -54,6 +54,13 @@ pub fn date_line(request: &[u8]) -> Option<Range<usize>> {
     let start = memmem::find(&request[..end], b"\r\ndate: ")? + 2;
     let length = memmem::find(&request[start..end], b"\r\n")? + 2;
     Some(start..start + length)
+}
+
+/// A head ends with a blank line; awc's parser takes a bare LF for a line's end too.
+fn end_of_head(bytes: &[u8]) -> Option<usize> {
+    let strict = memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4);
+    let loose = memmem::find(bytes, b"\n\n").map(|at| at + 2);
+    strict.into_iter().chain(loose).min()
 }
 
 fn could_be_http(start: &[u8]) -> bool {
@@ -124,6 +131,7 @@ mod tests {
             ("HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n", true),
             ("HTTP/1.1 304\r\n\r\n", true),
             ("HTTP/1.1 101 Switching Protocols\r\ncontent-length: 0\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\ncontent-length: 3\n\nabc", false),
             ("SSH-2.0-x", true),
         ] {
             assert_eq!(run(head, 1000).map(|(_, l)| l), Some(last), "{head}");

@@ -231,6 +231,8 @@ impl<B: Booking> Answer<B> {
     fn cut(&mut self, ending: Ending, fault: Option<Fault>, cx: &mut Context<'_>) -> Next {
         self.upstream = None;
         self.end(ending, fault);
+        // Whether its client ever takes the rest or not: the upstream has nothing more to do with it.
+        self.booking.release();
         self.phase = Phase::Leaving;
         let mut timer = Box::pin(sleep_until(Instant::now() + LAST_BYTES_LEAVE));
         let _ = timer.as_mut().poll(cx);
