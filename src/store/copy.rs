@@ -91,6 +91,10 @@ pub async fn copy(from: &Stores, to: &Stores, dry_run: bool) -> Result<CopyRepor
         return Ok(report);
     }
     to.facts.set_fact(FACT, UNDER_WAY).await?;
+    if resumed {
+        // Calls may have been settled in the source since: usage is copied anew, records where they differ.
+        to.transfer.clear_usage().await?;
+    }
     report.written = write(to, everything.clone()).await?;
     report.target = counts(to).await?;
     if report.target != source {

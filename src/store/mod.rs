@@ -103,6 +103,8 @@ pub trait Transfer: Send + Sync {
     async fn facts(&self) -> Result<Vec<(String, String)>, StoreError>;
     /// Every open call, by name.
     async fn open_calls(&self) -> Result<Vec<Begun>, StoreError>;
+    /// Takes every sum, open call and offset away: what an interrupted copy put there may not be so any more.
+    async fn clear_usage(&self) -> Result<(), StoreError>;
     /// Puts these as they are, times included, in place of what has the same name; so it may be done twice.
     async fn restore(&self, items: Restored) -> Result<(), StoreError>;
 }

@@ -126,6 +126,9 @@ impl Transfer for Dying {
     async fn open_calls(&self) -> Result<Vec<Begun>, StoreError> {
         self.inner.open_calls().await
     }
+    async fn clear_usage(&self) -> Result<(), StoreError> {
+        self.inner.clear_usage().await
+    }
     async fn restore(&self, items: Restored) -> Result<(), StoreError> {
         let dead = || Err(StoreError::Engine("dead".to_owned()));
         let left = self.left.fetch_sub(1, SeqCst);
@@ -179,6 +182,26 @@ async fn what_the_source_lost_between_two_attempts_is_taken_away() {
     let doomed = Stores { transfer: Arc::new(dying), ..redis.clone() };
     assert!(copy(&sqlite, &doomed, false).await.is_err());
     sqlite.accounts.remove(&account_id("a0003")).await.unwrap();
+    copy(&sqlite, &redis, false).await.unwrap();
+    same(&sqlite, &redis).await;
+}
+
+#[actix_rt::test]
+async fn what_the_source_settled_between_two_attempts_goes_along() {
+    let home = tempfile::tempdir().unwrap();
+    let server = RedisServer::start();
+    let (sqlite, redis) = (sqlite_at(home.path(), Some(&"11".repeat(32))), stores(&server).await);
+    fill(&sqlite, 5).await;
+    // Dies after everything is there, and before that was found out.
+    let left = AtomicI64::new(4);
+    let dying = Dying { inner: redis.transfer.clone(), left, before: false };
+    let doomed = Stores { transfer: Arc::new(dying), ..redis.clone() };
+    assert!(copy(&sqlite, &doomed, false).await.is_err());
+    for (file, _) in sqlite.usage.offsets().await.unwrap() {
+        let boot = file.split('-').next().unwrap().to_owned();
+        sqlite.usage.close_crashed(&boot).await.unwrap();
+        sqlite.usage.forget(&file).await.unwrap();
+    }
     copy(&sqlite, &redis, false).await.unwrap();
     same(&sqlite, &redis).await;
 }

@@ -19,7 +19,7 @@ pub fn options(url: &str) -> RedisOptions {
     RedisOptions {
         connect_timeout: span(500),
         command_timeout: span(1_000),
-        wait_timeout: span(500),
+        wait_timeout: span(2_000),
         lock_ttl: TTL,
         ..RedisOptions::new(RedisUrl::parse(&Secret::new(url)).unwrap())
     }

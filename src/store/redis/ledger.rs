@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 const REV: &str = "rev";
 
 /// What the field of a journal file's offset begins with.
-const AT: &str = "at:";
+pub(super) const AT: &str = "at:";
 
 /// How many rows of calls a tag keeps.
 const CALLS_KEPT: i64 = 20_000;

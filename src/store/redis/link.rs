@@ -182,7 +182,7 @@ impl Wire {
     /// The same.
     pub async fn ask_many<T: FromRedisValue>(&mut self, commands: &[Cmd]) -> Result<Vec<T>, StoreError> {
         let mut answers = Vec::with_capacity(commands.len());
-        for part in commands.chunks(500) {
+        for part in commands.chunks(50) {
             let mut all = pipe();
             for command in part {
                 all.add_command(command.clone());

@@ -40,8 +40,20 @@ impl Holder {
     /// True only if it certainly is: it ran beside us, and no such process is there.
     fn is_dead(&self) -> bool {
         let beside_us = !self.started.is_empty() && machine().is_some_and(|here| here == self.machine);
-        beside_us && started(self.pid).is_none_or(|now| now != self.started)
+        beside_us
+            && match started(self.pid) {
+                Some(now) => now != self.started,
+                // Hidden is not gone: /proc may be mounted so that others' processes are not seen.
+                None => is_gone(self.pid),
+            }
     }
+}
+
+/// True if there certainly is no such process, or only what is left of it.
+fn is_gone(pid: u32) -> bool {
+    let zombie = read(&format!("/proc/{pid}/stat")).is_some();
+    let known = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    zombie || known.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
 }
 
 fn read(path: &str) -> Option<String> {
@@ -83,19 +95,19 @@ return { token, '', 0 }
 });
 
 /// KEYS: the same. ARGV: token, claim, TTL in ms. Gives 0 held, 1 taken up again (it had run out, and nobody came),
-/// 2 taken up again in data that are not those it was taken in, -1 lost.
+/// 2 taken up again in data that are not those it was taken in, -1 lost. It says 2 again until the owner's fence is
+/// raised, which is the last thing to be done about it.
 static RENEW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local held = redis.call('GET', KEYS[1])
-if held == ARGV[2] then
+local token = tonumber(ARGV[1])
+local last = tonumber(redis.call('HGET', KEYS[2], 'fence') or '0')
+if held == ARGV[2] and last == token then
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
   return 0
 end
-local token = tonumber(ARGV[1])
-local last = tonumber(redis.call('HGET', KEYS[2], 'fence') or '0')
 if last > token or (held and tonumber(string.match(held, '^%d+') or '0') > token) then return -1 end
-redis.call('HSET', KEYS[2], 'fence', ARGV[1])
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 if last == token then return 1 end
 return 2
@@ -186,12 +198,12 @@ impl OwnerLock {
             let (token, held, left): (u64, String, i64) = wire.run(&call).await?;
             if token > 0 {
                 let lock = Self { token, claim: format!("{token} {me}"), ttl };
-                lock.fence_all(&mut wire, names).await?;
+                lock.fence(&mut wire, names, Tag::all()).await?;
                 return Ok(lock);
             }
             let holder = held.split_once(' ').and_then(|(_, json)| serde_json::from_str::<Holder>(json).ok());
-            if holder.as_ref().is_some_and(Holder::is_dead) && replace != held {
-                tracing::info!(?holder, "the relay that owned this Redis is dead; taking over");
+            if let Some(Holder { host, pid, since, .. }) = holder.as_ref().filter(|h| h.is_dead() && replace != held) {
+                tracing::info!(host, pid, since, "the relay that owned this Redis is dead; taking over");
                 replace = held;
                 continue;
             }
@@ -209,12 +221,17 @@ impl OwnerLock {
         }
     }
 
-    /// Raises the fence of every tag to our token.
+    /// Raises the fence of these tags to our token.
     ///
     /// # Errors
     /// [`StoreError::Engine`] when Redis fails, or a higher token was here meanwhile.
-    pub async fn fence_all(&self, wire: &mut Wire, names: &KeyNames) -> Result<(), StoreError> {
-        for tag in Tag::all() {
+    pub async fn fence(
+        &self,
+        wire: &mut Wire,
+        names: &KeyNames,
+        tags: impl Iterator<Item = Tag>,
+    ) -> Result<(), StoreError> {
+        for tag in tags {
             let mut call = FENCE.prepare_invoke();
             call.key(names.guard(tag)).arg(self.token);
             if wire.run::<u8>(&call).await? == 0 {

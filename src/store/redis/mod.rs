@@ -206,7 +206,10 @@ async fn reach(options: &RedisOptions) -> Result<Link, RedisError> {
             StoreError::Engine(problem) => problem,
             other => other.to_string(),
         };
-        if began.elapsed() >= options.wait_at_start {
+        // Waiting mends none of these.
+        let refused = ["WRONGPASS", "NOAUTH", "NOPERM", "AuthenticationFailed", "no permissions"];
+        let hopeless = refused.iter().any(|word| problem.contains(word));
+        if hopeless || began.elapsed() >= options.wait_at_start {
             return Err(RedisError::Unreachable(problem));
         }
         if !told {
@@ -304,10 +307,14 @@ impl Shared {
             Renewal::Lost => Ok(false),
             Renewal::Strange => {
                 tracing::error!(address = self.link.address(), "Redis has lost data since this relay started");
-                self.lock.fence_all(&mut wire, &self.names).await?;
+                let others = Tag::all().filter(|tag| *tag != Tag::Owner);
+                self.lock.fence(&mut wire, &self.names, others).await?;
+                // One connection may be all there is.
                 drop(wire);
                 let failed = |e: SchemaError| StoreError::Engine(e.to_string());
                 schema::migrate(&self.link, &self.names, migrations, self.lock.token).await.map_err(failed)?;
+                // Last: until then every renewal finds the same and does it again.
+                self.lock.fence(&mut self.link.wire().await?, &self.names, [Tag::Owner].into_iter()).await?;
                 Ok(true)
             }
         }

@@ -5,6 +5,7 @@
 
 use super::commit::Commit;
 use super::keys::Tag;
+use super::ledger::AT;
 use super::records::{ACCOUNT, KEY};
 use super::sums::Sum;
 use super::{RedisStore, Shared};
@@ -53,6 +54,27 @@ impl Transfer for RedisStore {
         .await
     }
 
+    async fn clear_usage(&self) -> Result<(), StoreError> {
+        self.run(|shared| async move {
+            let mut wire = shared.link.wire().await?;
+            for tag in Tag::usage() {
+                let (names, mut commit) = (&shared.names, Commit::new(&shared.names, tag));
+                let days: Vec<String> = wire.ask(cmd("SMEMBERS").arg(names.days(tag))).await?;
+                let guard: BTreeMap<String, String> = wire.ask(cmd("HGETALL").arg(names.guard(tag))).await?;
+                for day in days {
+                    commit.run_bare("DEL", &names.sums(tag, &day));
+                }
+                commit.run_bare("DEL", &names.days(tag));
+                commit.run_bare("DEL", &names.open(tag));
+                let offsets: Vec<String> = guard.into_keys().filter(|field| field.starts_with(AT)).collect();
+                commit.run("HDEL", &names.guard(tag), 1, offsets);
+                shared.commit(&mut wire, &commit).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn restore(&self, items: Restored) -> Result<(), StoreError> {
         self.run(|shared| async move { shared.restore_all(items).await }).await
     }
@@ -89,7 +111,7 @@ impl Shared {
                 for (file, offset) in offsets {
                     let mut commit = Commit::new(&self.names, Tag::of_file(&file));
                     let guard = self.names.guard(Tag::of_file(&file));
-                    commit.run("HSET", &guard, 2, [format!("at:{file}"), offset.to_string()]);
+                    commit.run("HSET", &guard, 2, [format!("{AT}{file}"), offset.to_string()]);
                     self.commit(&mut wire, &commit).await?;
                 }
             }

@@ -47,6 +47,14 @@ impl Transfer for SqliteStore {
         .await
     }
 
+    async fn clear_usage(&self) -> Result<(), StoreError> {
+        self.run(|db| {
+            let tables = ["rollups", "open_calls", "journal_offsets"].map(|table| format!("DELETE FROM {table};"));
+            db.execute_batch(&format!("BEGIN IMMEDIATE; {} COMMIT", tables.concat())).map_err(engine)
+        })
+        .await
+    }
+
     async fn restore(&self, items: Restored) -> Result<(), StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |db| {
