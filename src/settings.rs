@@ -128,7 +128,7 @@ section! {
         /// To connect, name lookup and TLS included, 1ms to 1h. Default 10s.
         #[serde(with = "humantime_serde")]
         connect_timeout: Duration = 10 * SECOND,
-        /// From the request sent to the answer's first byte, 1ms to 24h. Default 10m.
+        /// From the request to the answer's first byte, connecting and the upload included, 1ms to 24h. Default 10m.
         #[serde(with = "humantime_serde")]
         first_byte_timeout: Duration = 10 * MINUTE,
         /// Between two chunks of an answer, 1ms to 24h. Default 5m.

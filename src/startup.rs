@@ -119,7 +119,9 @@ impl Application {
         let dir = DataDir::open(&settings.data_dir)?;
         listener::raise_descriptor_limit();
         let Opened { stores, claim } = store::open(&settings, &dir).await?;
-        let (boot, journal_dir) = (hex::encode(random::<8>()?), dir.path("journal"));
+        // A boot begins with its directory's name, so that relays on one Redis can tell their journals apart.
+        let boot = format!("{}{}", dir.name(hex::encode(random::<4>()?))?, hex::encode(random::<4>()?));
+        let journal_dir = dir.path("journal");
         let settler = open_journal(&journal_dir, &stores, &boot).await?;
         let (clock, journal) = (Clock::system(), Arc::new(JournalHealth::default()));
         let relay = Listener::bind(settings.listen.addrs())?;

@@ -172,7 +172,8 @@ pub const FIELDS: &[Field] = &[
 pub const DEFAULT_CONCURRENCY_LIMIT: i64 = 5;
 
 /// Headers that an operator may not set: they frame the message, or carry the credential that other fields set.
-const RESERVED_HEADERS: [&str; 18] = [
+const RESERVED_HEADERS: [&str; 19] = [
+    "date",
     "keep-alive",
     "proxy-connection",
     "proxy-authorization",
@@ -359,6 +360,9 @@ mod tests {
             (json!({"id":"a","platform":"claude","concurrencyLimit":"5"}), "concurrencyLimit"),
             (json!({"id":"a","platform":"claude","concurrencyLimit":5,"concurrency_limit":6}), "concurrencyLimit"),
             (json!({"id":"a","platform":"claude","schedulable":"yes"}), "schedulable"),
+            (json!({"id":"a","platform":"claude","name":" "}), "name"),
+            (json!({"id":"a","platform":"claude","status":""}), "status"),
+            (json!({"id":"a","platform":"claude","headers":{"Date":"x"}}), "headers.Date"),
             (json!({"id":"a","platform":"claude","colour":"red"}), "colour"),
             (json!({"id":"a","platform":"claude","created_at":"x"}), "created_at"),
             (json!({"id":"a","platform":"claude","expires_at":"soon"}), "expires_at"),

@@ -74,6 +74,9 @@ impl Document {
             if field.guard == Guard::Fixed {
                 return Err(FieldError::new(name, "set by the relay itself; leave it out"));
             }
+            if field.guard == Guard::Open && value.as_str().is_some_and(|text| text.trim().is_empty()) {
+                return Err(FieldError::new(name, "is empty; leave it out, or send null to take it away"));
+            }
             if out.insert(field.name.to_owned(), value).is_some() {
                 return Err(FieldError::new(name, format!("sent twice, once as {}; send one", field.name)));
             }

@@ -166,7 +166,7 @@ fn respond(
     let meter = Meter::new(find(header::CONTENT_TYPE), find(header::CONTENT_ENCODING), counts);
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let terminal_event = counts && meter.is_stream();
-    let announced = content_length(&upstream).or(bodiless.then_some(0));
+    let announced = if bodiless { Some(0) } else { content_length(&upstream) };
     let length = announced.filter(|_| !terminal_event);
     let old_client = request.version() < Version::HTTP_11;
     let expect = Expect {

@@ -2,7 +2,7 @@
 
 use super::StartError;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -33,6 +33,20 @@ impl DataDir {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// The directory's own name, 8 hex digits, which it keeps; `fresh` if it has none yet.
+    pub fn name(&self, fresh: String) -> Result<String, StartError> {
+        let path = self.path("id");
+        match fs::read_to_string(&path) {
+            Ok(text) if text.trim().len() == 8 && text.trim().bytes().all(|b| b.is_ascii_hexdigit()) => {
+                Ok(text.trim().to_owned())
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StartError::File { what: path.display().to_string(), error })
+            }
+            _ => self.write_private("id", &fresh).map(|()| fresh),
+        }
     }
 
     /// Writes a file that only its owner may read, in one step.

@@ -7,7 +7,7 @@ use super::connector::UpstreamConnector;
 use crate::domain::Fault;
 use crate::platform::{Plan, Prepared};
 use actix_http::error::ParseError;
-use actix_http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use actix_http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use awc::error::{ConnectError, SendRequestError};
 use awc::http::{Method, StatusCode, Version};
 use awc::{Client, ClientResponse, Connector};
@@ -20,7 +20,7 @@ use std::time::Duration;
 pub struct Timeouts {
     /// Name, TCP and TLS.
     pub connect: Duration,
-    /// From the request to the head of the answer, the upload included.
+    /// From the request to the head of the answer, connecting and the upload included.
     pub first_byte: Duration,
     /// Between two pieces of the answer.
     pub idle: Duration,
@@ -68,8 +68,8 @@ impl Dialer {
         }
         let bodiless = request.body.is_empty() && out.get_method() == Method::GET;
         let sending = if bodiless { out.send_body(actix_http::body::None::new()) } else { out.send_body(request.body) };
-        let bound = self.timeouts.connect + self.timeouts.first_byte;
-        let answer = tokio::time::timeout(bound, sending).await.map_err(|_| Fault::FirstByteTimeout)?;
+        let answer =
+            tokio::time::timeout(self.timeouts.first_byte, sending).await.map_err(|_| Fault::FirstByteTimeout)?;
         let answer = answer.map_err(|e| fault(&e))?;
         if framed(&answer) { Ok(answer) } else { Err(Fault::Framing) }
     }
@@ -78,7 +78,7 @@ impl Dialer {
 /// awc loses a body that neither length nor chunking delimits (an empty 200), and HTTP/1.0 has no chunking: better
 /// no answer than half of one.
 fn framed(answer: &ClientResponse) -> bool {
-    let chunked = answer.headers().contains_key(TRANSFER_ENCODING) && answer.version() == Version::HTTP_11;
+    let chunked = is_chunked(answer) && answer.version() == Version::HTTP_11;
     let bodiless = matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let interim = answer.status().is_informational();
     !interim && (chunked || bodiless || content_length(answer).is_some())
@@ -86,9 +86,16 @@ fn framed(answer: &ClientResponse) -> bool {
 
 /// The length an answer announces; where it is chunked too, that is what counts (RFC 9112, 6.3).
 pub fn content_length(answer: &ClientResponse) -> Option<u64> {
-    let chunked = answer.headers().contains_key(TRANSFER_ENCODING);
-    let length = answer.headers().get(CONTENT_LENGTH).filter(|_| !chunked)?;
+    let length = answer.headers().get(CONTENT_LENGTH).filter(|_| !is_chunked(answer))?;
     length.to_str().ok()?.parse().ok()
+}
+
+/// Only `chunked`, as the last coding, delimits a body (RFC 9112, 6.1).
+fn is_chunked(answer: &ClientResponse) -> bool {
+    let codings = answer.headers().get_all(TRANSFER_ENCODING).last().map(HeaderValue::as_bytes);
+    codings.is_some_and(|c| {
+        c.rsplit(|b| *b == b',').next().is_some_and(|c| c.trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    })
 }
 
 fn fault(error: &SendRequestError) -> Fault {

@@ -58,7 +58,7 @@ pub fn date_line(request: &[u8]) -> Option<Range<usize>> {
 
 /// A head ends with a blank line; awc's parser takes a bare LF for a line's end too.
 fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    let strict = memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4);
+    let strict = memmem::find(bytes, b"\n\r\n").map(|at| at + 3);
     let loose = memmem::find(bytes, b"\n\n").map(|at| at + 2);
     strict.into_iter().chain(loose).min()
 }
@@ -83,8 +83,10 @@ fn has_framed_body(head: &[u8]) -> bool {
         return false;
     }
     head.split(|b| *b == b'\n').any(|line| {
-        let name = line.split(|b| *b == b':').next().unwrap_or_default().trim_ascii();
-        name.eq_ignore_ascii_case(b"content-length") || name.eq_ignore_ascii_case(b"transfer-encoding")
+        let mut parts = line.splitn(2, |b| *b == b':').map(<[u8]>::trim_ascii);
+        let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let chunked = || value.to_ascii_lowercase().ends_with(b"chunked");
+        name.eq_ignore_ascii_case(b"content-length") || name.eq_ignore_ascii_case(b"transfer-encoding") && chunked()
     })
 }
 
@@ -132,6 +134,8 @@ mod tests {
             ("HTTP/1.1 304\r\n\r\n", true),
             ("HTTP/1.1 101 Switching Protocols\r\ncontent-length: 0\r\n\r\n", true),
             ("HTTP/1.1 200 OK\ncontent-length: 3\n\nabc", false),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 3\n\r\nabc", false),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\n", true),
             ("SSH-2.0-x", true),
         ] {
             assert_eq!(run(head, 1000).map(|(_, l)| l), Some(last), "{head}");

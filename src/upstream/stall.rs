@@ -75,6 +75,17 @@ impl ClientSocket {
         tracing::debug!(?told, "a client's connection is ended: it takes nothing");
     }
 
+    /// Bytes that the client has not taken yet: it takes something if this changes. Under the same condition.
+    pub(super) fn unsent(self) -> Option<i32> {
+        /// `SIOCOUTQ` (Linux, tcp(7)).
+        const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
+        // SAFETY: the request writes one int, which is what the getter gives it.
+        #[allow(unsafe_code)]
+        unsafe {
+            rustix::ioctl::ioctl(self.borrow(), rustix::ioctl::Getter::<SIOCOUTQ, i32>::new()).ok()
+        }
+    }
+
     fn borrow(&self) -> BorrowedFd<'_> {
         // SAFETY: actix's dispatcher owns both the connection and the body of its answer, and drops the body no
         // later than the connection; the callers are methods of that body. So the number still names this socket.

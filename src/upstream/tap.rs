@@ -89,6 +89,7 @@ impl<B: Booking> Tap<B> {
             phase: Phase::Open,
             last: Instant::now(),
             handed_out: None,
+            unsent: None,
             timer: None,
             ending: Box::pin(revoked.clone().cancelled_owned()),
             revoked,
@@ -131,8 +132,10 @@ struct Answer<B: Booking> {
     phase: Phase,
     /// When the upstream last sent something.
     last: Instant,
-    /// When a chunk was handed out after which no more has been asked for.
+    /// When a chunk was handed out after which no more has been asked for, or the client took something since.
     handed_out: Option<Instant>,
+    /// What lay unsent in the client's socket when it was last looked at.
+    unsent: Option<i32>,
     timer: Option<Pin<Box<Sleep>>>,
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
     revoked: CancellationToken,
@@ -282,10 +285,19 @@ impl<B: Booking> Answer<B> {
 
 impl<B: Booking> Watched for Answer<B> {
     fn look(&mut self, now: Instant) {
-        let waits = self.handed_out.map(|at| now.saturating_duration_since(at));
         if self.phase != Phase::Open || self.upstream.is_none() {
             return;
         }
+        // actix asks for more only when a good part of the socket's buffer is free: a client that reads slowly is
+        // seen by the buffer, not by the asking.
+        if self.handed_out.is_some() && !self.ended {
+            let unsent = self.expect.socket.and_then(ClientSocket::unsent);
+            if unsent != self.unsent {
+                self.unsent = unsent;
+                self.handed_out = Some(now);
+            }
+        }
+        let waits = self.handed_out.map(|at| now.saturating_duration_since(at));
         match waits {
             // The last chunk is with the client, or on its way: the upstream has nothing more to say.
             Some(waits) if self.ended && waits >= TAIL => self.stop(Ending::Complete),

@@ -112,6 +112,27 @@ async fn a_client_that_takes_nothing_of_its_answer_gives_the_slot_back() {
 }
 
 #[actix_rt::test]
+async fn a_client_that_reads_slowly_is_not_taken_for_one_that_takes_nothing() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| s.limits.send_timeout = Duration::from_secs(2)).await;
+    relay.add_account("a", &upstream, json!({})).await;
+    let key = relay.add_key(json!({})).await;
+    let text = "x".repeat(12 << 20);
+    upstream.next(Reply::stream(&[&text], USAGE));
+    let mut streaming = relay.open(stream(&key)).await;
+    let (started, mut read) = (Instant::now(), 0);
+    // A quarter of a megabyte a second at the most, for longer than twice the timeout.
+    while started.elapsed() < Duration::from_secs(5) {
+        read += streaming.next().await.unwrap().expect("cut though it reads").len();
+        let due = Duration::from_secs_f64(read as f64 / 250_000.0);
+        tokio::time::sleep(due.saturating_sub(started.elapsed()).min(Duration::from_millis(200))).await;
+    }
+    assert_eq!(relay.outstanding().permits, 1);
+    streaming.leave();
+    is_over(&upstream, &relay).await;
+}
+
+#[actix_rt::test]
 async fn a_revocation_reaches_a_client_that_takes_nothing() {
     let upstream = FakeUpstream::start();
     let (relay, _) = relay_with(&upstream).await;

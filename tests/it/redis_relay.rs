@@ -151,6 +151,94 @@ async fn a_second_relay_is_refused_and_a_missing_redis_is_named_without_its_pass
 }
 
 #[actix_rt::test]
+async fn a_take_over_from_elsewhere_leaves_the_dead_relays_journal_its_usage() {
+    let (upstream, redis, one, two) =
+        (FakeUpstream::start(), RedisServer::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (url, sealing) = (redis.url(), "ab".repeat(32));
+    let env = [
+        ("CLAUDE_RELAY_REDIS_URL", url.as_str()),
+        ("CLAUDE_RELAY_REDIS_SETTLE_INTERVAL", "20ms"),
+        ("CLAUDE_RELAY_SEALING_KEY", sealing.as_str()),
+    ];
+    let mut first = RelayProcess::start(one.path(), &["--no-demo"], &env).await;
+    let account =
+        json!({"id": "a", "platform": "claudeconsole", "custom_api_endpoint": upstream.url(), "session_token": "t"});
+    cli_json(one.path(), &["account", "add", "--file", "-"], &account.to_string());
+    let key = cli_json(one.path(), &["key", "create", "--name", "k"], "")["key"].as_str().unwrap().to_owned();
+    // Its `begun` is settled while it runs; its `ended` is written and never settled.
+    upstream.next(Reply::stream(&["one"], USAGE).chunks(Chunks::Events).pause(Duration::from_millis(60)));
+    let streaming = open(first.addr, stream(&key)).await;
+    for _ in 0..500 {
+        if redis.raw("HLEN claude-relay:{usage-0}open") == ":1\r\n"
+            || redis.raw("HLEN claude-relay:{usage-1}open") == ":1\r\n"
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    redis.hang();
+    assert_eq!(streaming.rest().await.ended, Ended::Complete);
+    first.signal(rustix::process::Signal::KILL);
+    first.ended().await;
+    redis.go_on();
+    let mut second = RelayProcess::start(two.path(), &["--no-demo"], &env).await;
+    second.signal(rustix::process::Signal::TERM);
+    assert_eq!(second.ended().await, Some(0));
+    let third = RelayProcess::start(one.path(), &["--no-demo"], &env).await;
+    let rows = cli_json(one.path(), &["usage"], "")["rows"].clone();
+    assert_eq!((&rows[0]["endings"], &rows[0]["output_tokens"]), (&json!({"complete": 1}), &json!(42)), "{rows}");
+    drop(third);
+}
+
+#[actix_rt::test]
+async fn after_redis_lost_its_data_edits_are_refused_and_a_key_can_still_be_revoked() {
+    let (upstream, mut redis) = (FakeUpstream::start(), RedisServer::start());
+    let relay = TestRelay::start_in(tempfile::tempdir().unwrap(), |s| {
+        on(&redis)(s);
+        s.redis.lock_ttl = Duration::from_secs(1);
+    })
+    .await;
+    upstream.always(Reply::message("hi", USAGE));
+    relay.add_account("a", &upstream, json!({})).await;
+    let record = relay.add_key_record(json!({})).await;
+    let key = record["key"].as_str().unwrap();
+    redis.stop_and_lose_data();
+    redis.start_again();
+    // The next renewal of the claim finds it out.
+    for _ in 0..500 {
+        if !redis.raw("GET claude-relay:{owner}lock").starts_with("$-1") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(relay.send(message(key)).await.status, 200, "calls go on");
+    assert_eq!(relay.send(Request::get("/ready")).await.status, 503);
+    let more = relay.admin(Request::post("/admin/keys").json(json!({"name": "new"}))).await;
+    assert!(more.status == 500 && more.text().contains("lost data"), "{}", more.text());
+    let path = format!("/admin/keys/{}", record["id"].as_str().unwrap());
+    assert_eq!(relay.admin(Request::delete(&path)).await.status, 404);
+    assert_eq!(relay.send(message(key)).await.header("x-relay-error"), Some("key_unknown"));
+}
+
+#[actix_rt::test]
+async fn a_relay_that_lost_its_claim_ends_and_writes_nothing_more() {
+    let (redis, one, two) = (RedisServer::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (url, key) = (redis.url(), "ab".repeat(32));
+    let env = [
+        ("CLAUDE_RELAY_REDIS_URL", url.as_str()),
+        ("CLAUDE_RELAY_REDIS_LOCK_TTL", "1s"),
+        ("CLAUDE_RELAY_SEALING_KEY", key.as_str()),
+    ];
+    let mut first = RelayProcess::start(one.path(), &["--no-demo"], &env).await;
+    first.signal(rustix::process::Signal::STOP);
+    let second = RelayProcess::start(two.path(), &["--no-demo"], &env).await;
+    first.signal(rustix::process::Signal::CONT);
+    assert_eq!(first.ended().await, Some(70));
+    assert!(first.output().contains("taken") && first.output().contains("the process ends"), "{}", first.output());
+    assert_eq!(send(second.addr, Request::get("/health")).await.status, 200);
+}
+
+#[actix_rt::test]
 async fn the_store_moves_to_redis_and_back_and_keys_and_accounts_work_after_it() {
     let (upstream, redis, data) = (FakeUpstream::start(), RedisServer::start(), tempfile::tempdir().unwrap());
     let relay = RelayProcess::start(data.path(), &["--no-demo"], &[]).await;

@@ -239,6 +239,9 @@ async fn an_empty_answer_is_complete_and_a_length_beside_chunking_does_not_count
     upstream.next(Reply::raw(both));
     let answer = relay.send(message(&key)).await;
     assert!(answer.text() == "hello" || answer.status == 502, "{} {}", answer.status, answer.text());
+    let identity = "HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\nhello";
+    upstream.next(Reply::raw(identity).close());
+    assert_eq!(relay.send(message(&key)).await.header("x-relay-error"), Some("upstream_framing"));
     let old = "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     upstream.next(Reply::raw(old).close());
     assert_eq!(relay.send(message(&key)).await.status, 502);

@@ -121,12 +121,16 @@ impl ResponseError for AdminError {
     }
 }
 
+/// How long the body of an admin request may take.
+const BODY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// The largest body of an admin request, bytes.
 const LARGEST_BODY: usize = 1 << 20;
 
 /// A JSON body, with errors in our shape; none at all is `None`.
 async fn optional_json(body: web::Payload) -> Result<Option<serde_json::Value>, AdminError> {
-    let read = body.to_bytes_limited(LARGEST_BODY).await;
+    let read = tokio::time::timeout(BODY_PATIENCE, body.to_bytes_limited(LARGEST_BODY)).await;
+    let read = read.map_err(|_| AdminError::Body("did not arrive in time".to_owned()))?;
     let bytes = read.map_err(|_| AdminError::Body(format!("larger than {LARGEST_BODY} bytes")))?;
     let bytes = bytes.map_err(|e| AdminError::Body(format!("could not be read: {e}")))?;
     if bytes.is_empty() {

@@ -109,14 +109,18 @@ impl Settler {
         for file in &earlier {
             self.settle_file(file, true, &mut report).await?;
         }
-        // Boots whose files are gone still have their offsets, if they died between the two.
+        // Boots whose files are gone still have their offsets, if they died between the two. Those of another data
+        // directory are left alone: their files may hold how their calls ended, and come back with their relay.
         let boots = earlier.iter().map(|f| f.boot.as_str());
-        let boots: BTreeSet<&str> = boots.chain(settled.iter().filter_map(|name| name.split('-').next())).collect();
+        let ours = |name: &&String| home(name) == home(&self.boot);
+        let own = settled.iter().filter(ours).filter_map(|name| name.split('-').next());
+        let boots: BTreeSet<&str> = boots.chain(own).collect();
         for boot in boots.into_iter().filter(|boot| *boot != self.boot) {
             report.crashed += self.usage.close_crashed(boot).await?;
         }
         let names: BTreeSet<String> = listed.iter().map(|(file, _)| file.name()).collect();
-        let gone = settled.into_iter().filter(|name| !names.contains(name));
+        let here = home(&self.boot).to_owned();
+        let gone = settled.into_iter().filter(|name| !names.contains(name) && home(name) == here);
         for name in gone {
             self.forget(&name).await?;
         }
@@ -190,4 +194,11 @@ impl Settler {
     fn list(&self) -> Result<Vec<(JournalFile, bool)>, JournalError> {
         self.reader.finished(&self.boot).map_err(|error| JournalError::Io("directory".to_owned(), error))
     }
+}
+
+/// The data directory that a boot, or a file of it, belongs to: the first half of a boot's 16 hex digits. Shorter
+/// names, as tests use them, all belong together.
+fn home(name: &str) -> &str {
+    let boot = name.split('-').next().unwrap_or(name);
+    if boot.len() == 16 { &boot[..8] } else { "" }
 }

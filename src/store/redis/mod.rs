@@ -7,6 +7,7 @@
 
 mod commit;
 mod engine;
+mod facts;
 mod keys;
 mod ledger;
 mod link;
@@ -23,8 +24,7 @@ pub use options::{DEFAULT_PREFIX, RedisOptions, RedisUrl, RedisUrlError, check_p
 pub use schema::{Applied, Forecast, MIGRATIONS, Migration, SchemaError, Status};
 
 use super::seal::Sealer;
-use super::{Facts, StoreError, Stores};
-use async_trait::async_trait;
+use super::{StoreError, Stores};
 use commit::{Commit, Sent};
 use deadpool_redis::redis::cmd;
 use engine::Engine;
@@ -32,7 +32,7 @@ use keys::{KeyNames, Tag};
 use link::{Link, Wire};
 use lock::{OwnerLock, Renewal};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
@@ -71,6 +71,8 @@ struct Shared {
     versions: AtomicU64,
     /// True when the claim was given back; held while it is renewed or given back, never both at once.
     released: Mutex<bool>,
+    /// Redis has lost data: no record is written into what is left, until a restart begins anew.
+    strange: AtomicBool,
     /// Why the store is not ours any more, once it is not.
     lost: watch::Sender<Option<String>>,
 }
@@ -246,7 +248,17 @@ impl Shared {
         schema::check(&link, &names, migrations).await?;
         let lock = OwnerLock::take(&link, &names, options.lock_ttl, &options.key_prefix).await?;
         let (versions, released, lost) = (AtomicU64::new(0), Mutex::new(false), watch::Sender::new(None));
-        let shared = Self { link, names, sealer, lock, birth: String::new(), versions, released, lost };
+        let shared = Self {
+            link,
+            names,
+            sealer,
+            lock,
+            birth: String::new(),
+            versions,
+            released,
+            strange: AtomicBool::new(false),
+            lost,
+        };
         match shared.prepare(migrations).await {
             Ok(birth) => Ok(Self { birth, ..shared }),
             Err(error) => {
@@ -260,8 +272,8 @@ impl Shared {
     async fn prepare(&self, migrations: &[Migration]) -> Result<String, RedisError> {
         schema::migrate(&self.link, &self.names, migrations, self.lock.token).await?;
         let mut wire = self.link.wire().await?;
-        advise(&mut wire, &self.names).await;
-        Ok(name_data(&mut wire, &self.names, self.lock.token).await?)
+        facts::advise(&mut wire, &self.names).await;
+        Ok(facts::name_data(&mut wire, &self.names, self.lock.token).await?)
     }
 
     /// Gives the claim back, once.
@@ -288,6 +300,17 @@ impl Shared {
         Ok(sent)
     }
 
+    /// An edit in what an emptied Redis has left would be taken for the whole by the next start.
+    fn whole(&self) -> Result<(), StoreError> {
+        if self.strange.load(Relaxed) {
+            let address = self.link.address();
+            return Err(StoreError::Engine(format!(
+                "{address} has lost data since this relay started; restore a backup, or restart the relay to begin anew"
+            )));
+        }
+        Ok(())
+    }
+
     fn lose(&self) {
         let reason = format!("another relay has taken {} over", self.link.address());
         if self.lost.send_replace(Some(reason.clone())).is_none() {
@@ -307,6 +330,7 @@ impl Shared {
             Renewal::Lost => Ok(false),
             Renewal::Strange => {
                 tracing::error!(address = self.link.address(), "Redis has lost data since this relay started");
+                self.strange.store(true, Relaxed);
                 let others = Tag::all().filter(|tag| *tag != Tag::Owner);
                 self.lock.fence(&mut wire, &self.names, others).await?;
                 // One connection may be all there is.
@@ -323,67 +347,5 @@ impl Shared {
     /// A version that no record had before.
     fn next_version(&self) -> String {
         format!("{}-{}", self.lock.token, self.versions.fetch_add(1, Relaxed))
-    }
-}
-
-/// The name of the data that are there, which is given once.
-async fn name_data(wire: &mut Wire, names: &KeyNames, token: u64) -> Result<String, StoreError> {
-    let mut commit = Commit::new(names, Tag::Owner);
-    commit.expect(&names.birth(), "id", None);
-    commit.run("HSET", &names.birth(), 2, ["id".to_owned(), token.to_string()]);
-    commit.send(wire, token).await?;
-    let found: Option<String> = wire.ask(cmd("HGET").arg(names.birth()).arg("id")).await?;
-    found.ok_or_else(|| StoreError::Engine("Redis does not keep what is written".to_owned()))
-}
-
-/// Warns of settings with which Redis would lose what it was given. A login that may not look is not told.
-async fn advise(wire: &mut Wire, names: &KeyNames) {
-    let Ok(info) = wire.ask_at::<String>(&names.lock(), cmd("INFO")).await else { return };
-    let says = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("");
-    if says("maxmemory_policy") != "noeviction" && says("maxmemory") != "0" {
-        let policy = says("maxmemory_policy");
-        tracing::warn!(policy, "a full Redis would drop accounts, keys and usage; set maxmemory-policy noeviction");
-    }
-    if says("aof_enabled") == "0" {
-        tracing::warn!("a Redis that crashes would lose what came after its last dump; set appendonly yes");
-    }
-}
-
-#[async_trait]
-impl Facts for RedisStore {
-    async fn fact(&self, name: &str) -> Result<Option<String>, StoreError> {
-        let name = name.to_owned();
-        self.run(|shared| async move {
-            shared.link.wire().await?.ask(cmd("HGET").arg(shared.names.facts()).arg(name)).await
-        })
-        .await
-    }
-
-    async fn set_fact(&self, name: &str, value: &str) -> Result<(), StoreError> {
-        let fact = [name.to_owned(), value.to_owned()];
-        self.run(|shared| async move {
-            let mut commit = Commit::new(&shared.names, Tag::Owner);
-            commit.run("HSET", &shared.names.facts(), 2, fact);
-            shared.commit(&mut shared.link.wire().await?, &commit).await.map(drop)
-        })
-        .await
-    }
-
-    /// A write, so that a Redis that is full, a replica, or cannot save is found out; and the data's name.
-    async fn check(&self) -> Result<(), StoreError> {
-        self.run(|shared| async move {
-            let mut commit = Commit::new(&shared.names, Tag::Owner);
-            commit.expect(&shared.names.birth(), "id", Some(&shared.birth));
-            commit.run("HSET", &shared.names.guard(Tag::Owner), 2, ["checked", "1"]);
-            match shared.commit(&mut shared.link.wire().await?, &commit).await? {
-                Sent::Done => Ok(()),
-                _ => Err(StoreError::Engine(format!(
-                    "{}: its data are not those this relay started with (emptied, or another Redis); accounts and \
-                     keys in them are gone: restore a backup, or restart the relay to begin anew",
-                    shared.link.address()
-                ))),
-            }
-        })
-        .await
     }
 }

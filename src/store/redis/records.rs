@@ -133,6 +133,7 @@ impl Shared {
     }
 
     async fn insert(&self, kind: &Kind, sent: Document, now: Time) -> Result<Document, StoreError> {
+        self.whole()?;
         // Laid over nothing, so that no `null` is stored.
         let mut record = Document::default();
         record.apply(sent);
@@ -154,6 +155,7 @@ impl Shared {
     }
 
     async fn patch(&self, kind: &Kind, id: &str, patch: Document, now: Time) -> Result<Document, StoreError> {
+        self.whole()?;
         let mut patch = patch.into_map();
         if patch.get("id").is_some_and(|sent| sent.as_str() != Some(id)) {
             return Err(FieldError::new("id", "cannot be changed; leave it out, or make a new record").into());
