@@ -1,4 +1,4 @@
-//! `migrate`: looks at the schema in Redis, and moves a store from one engine to the other. It talks to the stores
+//! `migrate`: looks at the schema of the store, and moves a store from one engine to the other. It talks to the stores
 //! themselves, not to a relay, and none may run on them meanwhile.
 
 use super::table::Table;
@@ -8,7 +8,7 @@ use crate::startup::migrate::{self, Place};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-/// The schema in Redis, or a move from one engine to the other
+/// The schema of the store, or a move from one engine to the other
 #[derive(Debug, clap::Args)]
 pub struct MigrateArgs {
     /// Where from: sqlite:PATH (of relay.db), a Redis address, or `redis` for the settings' one
@@ -17,7 +17,7 @@ pub struct MigrateArgs {
     /// Where to; it must be empty, or hold what an interrupted move put there
     #[arg(long, value_name = "STORE", requires = "from")]
     to: Option<String>,
-    /// What stands and what is pending in Redis
+    /// What is applied and what is pending; this is also what happens without a flag
     #[arg(long, conflicts_with_all = ["from", "dry_run"])]
     status: bool,
     /// What would be done; nothing is written
@@ -26,7 +26,7 @@ pub struct MigrateArgs {
     /// The Redis to look at [default: the settings']
     #[arg(long, value_name = "URL", conflicts_with = "from")]
     redis_url: Option<String>,
-    /// Whose sealing key opens the secrets [default: that of the embedded store, else ./data]
+    /// Where the embedded store and the sealing key are [default: that of the store to move, else ./data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// One JSON document
@@ -49,17 +49,14 @@ pub fn run(args: &MigrateArgs) -> Result<(), Failure> {
         let value = serde_json::to_value(&report).unwrap_or_default();
         return print(&if args.json { format!("{value:#}") } else { told(&value) });
     }
-    let Some(options) = settings.redis_options() else {
-        return Err(Failure::Usage(
-            "no Redis is named: give --redis-url or CLAUDE_RELAY_REDIS_URL, or --from and --to for a move; the embedded \
-             store brings itself up to date when the relay starts"
-                .to_owned(),
-        ));
+    let place = match settings.redis_options() {
+        Some(options) => Place::Redis(Box::new(options)),
+        None => Place::Sqlite(settings.data_dir.join("relay.db")),
     };
     let value = if args.dry_run {
-        json!({ "migrations": system.block_on(migrate::dry_run(&options)).map_err(refused)? })
+        json!({ "migrations": system.block_on(migrate::dry_run(&place)).map_err(refused)? })
     } else {
-        json!({ "migrations": system.block_on(migrate::status(&options)).map_err(refused)? })
+        json!({ "migrations": system.block_on(migrate::status(&place)).map_err(refused)? })
     };
     print(&if args.json { format!("{value:#}") } else { migrations(&value, args.dry_run) })
 }

@@ -21,10 +21,17 @@ pub async fn health() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// `/ready`: 200 if a call would be taken, else 503 with the reasons.
+/// `/ready`: 200 if a call would be taken and booked, else 503 with the reasons. `degraded` is a relay that still
+/// takes calls, but cannot store what it should.
 pub async fn ready(shared: Data<Shared>) -> HttpResponse {
     let reasons = reasons(&shared).await;
-    let body = json!({"ready": reasons.is_empty(), "reasons": reasons});
+    let keeps = |reason: &serde_json::Value| reason["code"] == "store" || reason["code"] == "journal";
+    let status = match reasons.as_slice() {
+        [] => "ready",
+        some if some.iter().all(keeps) => "degraded",
+        _ => "not_ready",
+    };
+    let body = json!({"ready": reasons.is_empty(), "status": status, "reasons": reasons});
     if reasons.is_empty() { HttpResponse::Ok().json(body) } else { HttpResponse::ServiceUnavailable().json(body) }
 }
 

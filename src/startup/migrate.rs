@@ -6,9 +6,10 @@ use super::files::DataDir;
 use crate::domain::Secret;
 use crate::store::Stores;
 use crate::store::copy::{self, CopyReport};
-use crate::store::redis::{self, Claim, Forecast, RedisOptions, RedisStore, Status};
+use crate::store::migration::{Forecast, Status};
+use crate::store::redis::{self, Claim, RedisOptions, RedisStore};
 use crate::store::seal::{self, KEY_FILE, Sealer};
-use crate::store::sqlite::SqliteStore;
+use crate::store::sqlite::{self, SqliteStore};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -101,18 +102,24 @@ async fn same_key(source: &Stores, sealer: &Sealer) -> Result<(), StartError> {
     }
 }
 
-/// Every migration as it stands in this Redis.
+/// Every migration as it stands there. Locks and changes nothing.
 ///
 /// # Errors
-/// When Redis cannot be reached or read.
-pub async fn status(options: &RedisOptions) -> Result<Vec<Status>, StartError> {
-    Ok(redis::status(options).await?)
+/// When the store cannot be reached or read.
+pub async fn status(place: &Place) -> Result<Vec<Status>, StartError> {
+    Ok(match place {
+        Place::Sqlite(path) => sqlite::status(path)?,
+        Place::Redis(options) => redis::status(options).await?,
+    })
 }
 
-/// What the pending migrations would do.
+/// What the pending migrations would do. Changes nothing.
 ///
 /// # Errors
-/// When Redis cannot be reached or read, or is newer than this binary.
-pub async fn dry_run(options: &RedisOptions) -> Result<Vec<Forecast>, StartError> {
-    Ok(redis::dry_run(options).await?)
+/// When the store cannot be reached or read, or is newer than this binary.
+pub async fn dry_run(place: &Place) -> Result<Vec<Forecast>, StartError> {
+    Ok(match place {
+        Place::Sqlite(path) => sqlite::dry_run(path)?,
+        Place::Redis(options) => redis::dry_run(options).await?,
+    })
 }

@@ -7,6 +7,7 @@
 
 pub mod copy;
 pub mod journal;
+pub mod migration;
 pub mod redis;
 pub mod seal;
 pub mod sqlite;

@@ -60,7 +60,7 @@ pub struct Expect {
     pub socket: Option<ClientSocket>,
 }
 
-/// The body of an answer: an [`Answer`] that the thread's watch can reach too.
+/// The body of an answer: an `Answer` that the thread's watch can reach too.
 pub struct Tap<B: Booking + 'static> {
     answer: Rc<RefCell<Answer<B>>>,
     size: BodySize,

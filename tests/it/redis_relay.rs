@@ -65,6 +65,7 @@ async fn calls_go_on_while_redis_hangs_or_is_gone_and_settle_once_when_it_is_bac
         assert_eq!(streaming.rest().await.ended, Ended::Complete);
         let degraded = ready().await;
         assert_eq!((degraded.status, &degraded.json()["reasons"][0]["code"]), (503, &json!("store")));
+        assert_eq!(degraded.json()["status"], "degraded");
         let edit = relay.admin(Request::patch("/admin/accounts/a").json(json!({"name": "x"}))).await;
         assert_eq!(edit.status, 500, "an edit that was not stored was taken: {}", edit.text());
         if gone {
@@ -277,6 +278,82 @@ async fn the_store_moves_to_redis_and_back_and_keys_and_accounts_work_after_it()
     let relay = RelayProcess::start(back.path(), &[], &[]).await;
     assert_eq!(send(relay.addr, message(&key)).await.status, 200);
     assert_eq!(cli_json(back.path(), &["usage"], "")["rows"][0]["requests"], 3);
+}
+
+#[actix_rt::test]
+async fn a_redis_that_comes_back_empty_is_told_of_and_its_usage_is_booked_again_from_the_journal() {
+    let (upstream, mut redis) = (FakeUpstream::start(), RedisServer::start());
+    let relay = TestRelay::start_in(tempfile::tempdir().unwrap(), on(&redis)).await;
+    upstream.always(Reply::message("hi", USAGE));
+    relay.add_account("a", &upstream, json!({})).await;
+    let key = relay.add_key(json!({})).await;
+    for _ in 0..3 {
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+    }
+    assert_eq!(relay.usage().await[0]["requests"], 3);
+    redis.stop_and_lose_data();
+    for _ in 0..4 {
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+    }
+    redis.start_again();
+    // The first attempt finds that its offset is unknown, the next one begins anew.
+    for _ in 0..100 {
+        let answer = relay.admin(Request::get("/admin/usage")).await;
+        if answer.status == 200 && answer.json()["rows"][0]["requests"] == 7 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let rows = relay.usage().await;
+    assert_eq!((&rows[0]["requests"], &rows[0]["output_tokens"]), (&json!(7), &json!(7 * 42)));
+    let degraded = relay.send(Request::get("/ready")).await;
+    assert_eq!((degraded.status, &degraded.json()["reasons"][0]["code"]), (503, &json!("store")));
+    assert_eq!(relay.send(message(&key)).await.status, 200, "what is in memory serves on");
+    relay.stop().await;
+    assert_eq!(redis.raw("EXISTS claude-relay:{owner}lock"), ":0\r\n", "the claim was not given back");
+}
+
+#[actix_rt::test]
+async fn a_relay_that_slept_through_its_claim_ends_itself() {
+    let (redis, home, away) = (RedisServer::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (url, sealing) = (redis.url(), "ab".repeat(32));
+    let env = [
+        ("CLAUDE_RELAY_REDIS_URL", url.as_str()),
+        ("CLAUDE_RELAY_SEALING_KEY", &sealing),
+        ("CLAUDE_RELAY_REDIS_LOCK_TTL", "1s"),
+    ];
+    let mut first = RelayProcess::start(home.path(), &["--no-demo"], &env).await;
+    first.signal(rustix::process::Signal::STOP);
+    let _second = RelayProcess::start(away.path(), &["--no-demo"], &env).await;
+    first.signal(rustix::process::Signal::CONT);
+    assert_eq!(first.ended().await, Some(70));
+    assert!(first.output().contains("another relay has taken"), "{}", first.output());
+}
+
+#[actix_rt::test]
+async fn the_schema_of_either_store_is_shown_and_a_dry_run_changes_nothing() {
+    let redis = RedisServer::start();
+    let data = tempfile::tempdir().unwrap();
+    let migrate = |url: &str, flag: &str| {
+        let mut run = command();
+        run.args(["migrate", "--json", flag, "--data-dir"]).arg(data.path());
+        if !url.is_empty() {
+            run.env("CLAUDE_RELAY_REDIS_URL", url);
+        }
+        let output = run.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        answer["migrations"].as_array().unwrap().clone()
+    };
+    let pending = migrate(&redis.url(), "--status");
+    assert!(pending.len() == 2 && pending.iter().all(|m| m["applied"].is_null()), "{pending:?}");
+    assert_eq!((migrate(&redis.url(), "--dry-run").len(), redis.raw("DBSIZE").as_str()), (2, ":0\r\n"));
+    let relay = RelayProcess::start(data.path(), &["--no-demo"], &[]).await;
+    // Looking does not disturb a relay that runs.
+    let applied = migrate("", "--status");
+    assert!(!applied.is_empty() && applied.iter().all(|m| m["applied"]["applied_at"].is_string()), "{applied:?}");
+    assert!(migrate("", "--dry-run").is_empty());
+    stop(relay).await;
 }
 
 async fn stop(mut relay: RelayProcess) {

@@ -1,6 +1,6 @@
 //! The Redis engine over real servers: what only it can show. What every store must do is in `store_contract`.
 
-use super::redis_server::RedisServer;
+use super::redis_server::{RedisServer, raw};
 use super::store_contract::{account_id, at, console, doc};
 use super::store_usage::{begun, ended, piece, sums};
 use claude_relay::domain::{Ending, KeyHash, KeyId, Secret};
@@ -8,8 +8,11 @@ use claude_relay::store::redis::{RedisError, RedisOptions, RedisStore, RedisUrl}
 use claude_relay::store::seal::Sealer;
 use claude_relay::store::{StoreError, Stores};
 use serde_json::json;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 pub const TTL: Duration = Duration::from_millis(1_500);
@@ -124,6 +127,43 @@ async fn a_record_that_does_not_open_is_left_out_and_can_be_mended() {
     assert_eq!(listed().await, ["good", "sealed"]);
     other.accounts.remove(&account_id("garbage")).await.unwrap();
     assert!(matches!(load("garbage").await, Err(StoreError::Missing(_))));
+}
+
+/// Between a patch's reading and its writing, as another process would: here, as the script passes by.
+#[actix_rt::test]
+async fn a_record_that_somebody_else_writes_meanwhile_is_read_again() {
+    let server = RedisServer::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (proxy, redis, armed) =
+        (listener.local_addr().unwrap().port(), server.port(), Arc::new(AtomicBool::new(false)));
+    let trigger = armed.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let to = TcpStream::connect(("127.0.0.1", redis)).unwrap();
+            let (mut from, mut back, trigger) = (client.try_clone().unwrap(), to.try_clone().unwrap(), trigger.clone());
+            std::thread::spawn(move || std::io::copy(&mut back, &mut &client));
+            std::thread::spawn(move || {
+                let (mut to, mut buffer) = (to, [0; 16 << 10]);
+                while let Ok(read @ 1..) = from.read(&mut buffer) {
+                    let writes = buffer[..read].windows(7).any(|w| w == b"EVALSHA");
+                    if writes && trigger.swap(false, SeqCst) {
+                        let change = "#version other platform '\"claudeconsole\"'";
+                        raw(redis, &format!("HSET claude-relay:{{accounts}}rec:a {change}")).unwrap();
+                    }
+                    to.write_all(&buffer[..read]).unwrap();
+                }
+            });
+        }
+    });
+    let accounts = stores_at(&format!("redis://127.0.0.1:{proxy}")).await.accounts;
+    let record = json!({"id": "a", "platform": "claude", "custom_api_endpoint": "https://up.example/api"});
+    accounts.insert(doc(record), at(0)).await.unwrap();
+    // Fits the account as it was read; a console account needs its endpoint.
+    armed.store(true, SeqCst);
+    let refused = accounts.patch(&account_id("a"), doc(json!({"custom_api_endpoint": null})), at(1)).await;
+    assert!(matches!(refused, Err(StoreError::Invalid(e)) if e.field == "custom_api_endpoint"));
+    assert!(!armed.load(SeqCst));
+    accounts.patch(&account_id("a"), doc(json!({"priority": 1})), at(2)).await.unwrap();
 }
 
 #[actix_rt::test]

@@ -132,10 +132,10 @@ pub async fn settlements_of_several_files_at_once_all_count(stores: Stores) {
     let tasks: Vec<_> = (0..40)
         .map(|n| {
             let usage = stores.usage.clone();
-            // Twenty workers, each with two files, so that some share a place in the store.
-            let (worker, file) = (n % 20, n / 20);
+            // Of two workers only, so that they meet in one place of the store.
+            let worker = n % 2;
             let call = format!("b-{worker}-{n}");
-            let name = format!("b-{worker}-{file}.jnl");
+            let name = format!("b-{worker}-{n}.jnl");
             let (open, end) = (begun(&call, "k", "m", at(0)), ended(&call, Ending::Complete, 1));
             actix_rt::spawn(async move { usage.settle(piece(&name, 0, 9, vec![open], vec![end])).await })
         })

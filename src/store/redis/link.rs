@@ -92,6 +92,14 @@ impl Link {
         &self.address
     }
 
+    /// Waits for `turn` no longer than for a connection.
+    ///
+    /// # Errors
+    /// [`StoreError::Engine`] when it does not come in time.
+    pub async fn bounded<T>(&self, turn: impl Future<Output = T>) -> Result<T, StoreError> {
+        timeout(self.checkout, turn).await.map_err(|_| engine(&self.address, &"too many writes are waiting for it"))
+    }
+
     /// Takes a connection for one unit of work.
     ///
     /// # Errors

@@ -21,8 +21,9 @@ mod transfer;
 pub use keys::SHARDS;
 pub use lock::{Holder, LockError};
 pub use options::{DEFAULT_PREFIX, RedisOptions, RedisUrl, RedisUrlError, check_prefix};
-pub use schema::{Applied, Forecast, MIGRATIONS, Migration, SchemaError, Status};
+pub use schema::{MIGRATIONS, Migration, SchemaError};
 
+use super::migration::{Forecast, Status};
 use super::seal::Sealer;
 use super::{StoreError, Stores};
 use commit::{Commit, Sent};
@@ -69,6 +70,8 @@ struct Shared {
     /// What the data were called when we came; an emptied Redis has another name, or none.
     birth: String,
     versions: AtomicU64,
+    /// Held by the patch whose turn it is.
+    patching: Mutex<()>,
     /// True when the claim was given back; held while it is renewed or given back, never both at once.
     released: Mutex<bool>,
     /// Redis has lost data: no record is written into what is left, until a restart begins anew.
@@ -247,17 +250,17 @@ impl Shared {
         // Before the claim: whoever may not use these data must not keep others waiting for it.
         schema::check(&link, &names, migrations).await?;
         let lock = OwnerLock::take(&link, &names, options.lock_ttl, &options.key_prefix).await?;
-        let (versions, released, lost) = (AtomicU64::new(0), Mutex::new(false), watch::Sender::new(None));
         let shared = Self {
             link,
             names,
             sealer,
             lock,
             birth: String::new(),
-            versions,
-            released,
             strange: AtomicBool::new(false),
-            lost,
+            versions: AtomicU64::new(0),
+            patching: Mutex::new(()),
+            released: Mutex::new(false),
+            lost: watch::Sender::new(None),
         };
         match shared.prepare(migrations).await {
             Ok(birth) => Ok(Self { birth, ..shared }),

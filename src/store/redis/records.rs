@@ -164,6 +164,8 @@ impl Shared {
         patch.insert("id".to_owned(), id.into());
         patch.insert("updated_at".to_owned(), written(now).into());
         let key = self.names.record(kind.tag, id);
+        // Our own patches take turns: a hundred that race for one record would keep every connection busy retrying.
+        let _turn = self.link.bounded(self.patching.lock()).await?;
         let mut wire = self.link.wire().await?;
         for _ in 0..TRIES {
             let Stored { version, fields } = self.stored(&mut wire, kind, id).await?;

@@ -9,8 +9,8 @@ use super::commit::{Commit, Sent};
 use super::keys::{KeyNames, Tag};
 use super::link::{Link, Wire};
 use crate::store::StoreError;
+use crate::store::migration::{Applied, Forecast, Status};
 use deadpool_redis::redis::{Cmd, Script, cmd};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -50,49 +50,6 @@ const FENCED: i64 = -1;
 
 /// Keys looked at in one go.
 const BATCH: usize = 200;
-
-/// What is recorded of a migration that was applied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Applied {
-    /// Its name then.
-    pub name: String,
-    /// SHA-256 of its file then, hex.
-    pub checksum: String,
-    /// When, RFC 3339, by the server's clock.
-    pub applied_at: String,
-    /// How many keys it looked at.
-    #[serde(default)]
-    pub keys: u64,
-    /// How many of them it changed.
-    #[serde(default)]
-    pub changed: u64,
-}
-
-/// One migration as it stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Status {
-    /// From 1.
-    pub version: u32,
-    /// Its name here, or as recorded where this binary does not know it.
-    pub name: String,
-    /// False if a newer relay applied it.
-    pub known: bool,
-    /// What was recorded, if it was applied.
-    pub applied: Option<Applied>,
-}
-
-/// What a migration would do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Forecast {
-    /// From 1.
-    pub version: u32,
-    /// Its name.
-    pub name: String,
-    /// How many keys it would look at.
-    pub keys: u64,
-    /// How many of them it would change. What an earlier pending migration changes is not foreseen.
-    pub changes: u64,
-}
 
 /// Why the schema could not be brought up to date.
 #[derive(Debug, thiserror::Error)]

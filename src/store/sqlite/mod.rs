@@ -2,13 +2,14 @@
 //!
 //! Opened by start-up; afterwards the actors and the Admin API reach it through [`Stores`]. Work is sent to the
 //! thread as closures, so that no blocking call runs on an async thread; a job that was sent is done even if
-//! whoever asked has gone. Everything is synced at every commit (see [`configure`]).
+//! whoever asked has gone. Everything is synced at every commit (see `configure`).
 
 mod ledger;
 mod records;
 mod schema;
 mod transfer;
 
+use super::migration::{Forecast, Status};
 use super::seal::Sealer;
 use super::{Facts, StoreError, Stores};
 use async_trait::async_trait;
@@ -130,6 +131,26 @@ impl Facts for SqliteStore {
         })
         .await
     }
+}
+
+/// Every migration as it stands in the file at `path`, which is only read. Blocks.
+///
+/// # Errors
+/// [`StoreError::Engine`] when there is no such database.
+pub fn status(path: &Path) -> Result<Vec<Status>, StoreError> {
+    let named = |e: &dyn std::fmt::Display| StoreError::Engine(format!("{}: {e}", path.display()));
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| named(&e))?;
+    schema::status(&db).map_err(|e| named(&e))
+}
+
+/// Tries the pending migrations on the file at `path` and takes them back. Blocks.
+///
+/// # Errors
+/// [`StoreError::Engine`] when there is no such database, or one of them fails.
+pub fn dry_run(path: &Path) -> Result<Vec<Forecast>, StoreError> {
+    let named = |e: &dyn std::fmt::Display| StoreError::Engine(format!("{}: {e}", path.display()));
+    let mut db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|e| named(&e))?;
+    schema::dry_run(&mut db).map_err(|e| named(&e))
 }
 
 /// `FULL` (not `NORMAL`, which after a power loss may have forgotten the last commits): an edit that was

@@ -3,6 +3,7 @@
 //! Called by [`super::SqliteStore::open`] alone. A script that was released is never edited: its checksum is
 //! recorded in every database, and one that differs is refused rather than guessed about.
 
+use crate::store::migration::{Applied, Forecast, Status};
 use rusqlite::{Connection, TransactionBehavior};
 use sha2::{Digest, Sha256};
 
@@ -163,6 +164,60 @@ fn apply(db: &mut Connection, migrations: &[Migration]) -> Result<(), SchemaErro
     Ok(())
 }
 
+/// Every migration, known or recorded, in order. Changes nothing.
+///
+/// # Errors
+/// When SQLite fails.
+pub fn status(db: &Connection) -> Result<Vec<Status>, SchemaError> {
+    let recorded = "SELECT version, name, checksum, applied_at FROM schema_migrations ORDER BY version";
+    let there: bool =
+        db.query_row("SELECT count(*) FROM sqlite_master WHERE name = 'schema_migrations'", [], |row| row.get(0))?;
+    let applied = |row: &rusqlite::Row| {
+        let applied =
+            Applied { name: row.get(1)?, checksum: row.get(2)?, applied_at: row.get(3)?, keys: 0, changed: 0 };
+        Ok((row.get(0)?, applied))
+    };
+    let mut recorded: std::collections::BTreeMap<u32, Applied> = if there {
+        db.prepare(recorded)?.query_map([], applied)?.collect::<Result<_, _>>()?
+    } else {
+        Default::default()
+    };
+    let known = (1..).zip(MIGRATIONS).map(|(version, migration)| Status {
+        version,
+        name: migration.name.to_owned(),
+        known: true,
+        applied: recorded.remove(&version),
+    });
+    let mut all: Vec<Status> = known.collect();
+    all.extend(recorded.into_iter().map(|(version, applied)| Status {
+        version,
+        name: applied.name.clone(),
+        known: false,
+        applied: Some(applied),
+    }));
+    Ok(all)
+}
+
+/// Tries every pending migration and takes it back.
+///
+/// # Errors
+/// As [`migrate`].
+pub fn dry_run(db: &mut Connection) -> Result<Vec<Forecast>, SchemaError> {
+    let all = status(db)?;
+    if let Some(found) = all.iter().find(|s| !s.known) {
+        return Err(SchemaError::Newer { found: i64::from(found.version), known: MIGRATIONS.len() });
+    }
+    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let pending = all.into_iter().zip(MIGRATIONS).filter(|(status, _)| status.applied.is_none());
+    let tried = pending.map(|(status, migration)| {
+        tx.execute_batch(migration.script)?;
+        Ok(Forecast { version: status.version, name: status.name, keys: 0, changes: 0 })
+    });
+    let tried = tried.collect();
+    tx.rollback()?;
+    tried
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +243,17 @@ mod tests {
         let edited = Migration { name: "two", script: "ALTER TABLE t ADD COLUMN c;" };
         let differs = apply(&mut db, &[ONE, edited]).unwrap_err();
         assert!(differs.to_string().contains("version 2 (two)"), "{differs}");
+    }
+
+    #[test]
+    fn the_status_tells_pending_from_applied_and_a_dry_run_changes_nothing() {
+        let mut db = Connection::open_in_memory().unwrap();
+        assert!(status(&db).unwrap().iter().all(|s| s.known && s.applied.is_none()));
+        assert_eq!(dry_run(&mut db).unwrap().len(), MIGRATIONS.len());
+        assert!(status(&db).unwrap().iter().all(|s| s.applied.is_none()));
+        migrate(&mut db).unwrap();
+        assert!(status(&db).unwrap().iter().all(|s| s.applied.is_some()));
+        assert!(dry_run(&mut db).unwrap().is_empty());
     }
 
     #[test]
