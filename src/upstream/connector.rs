@@ -167,6 +167,9 @@ impl UpstreamStream {
 impl AsyncRead for UpstreamStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
         loop {
             match &mut this.reading {
                 Reading::Nothing => return Poll::Ready(Err(this.ended())),
@@ -182,12 +185,19 @@ impl AsyncRead for UpstreamStream {
                 }
                 Reading::Head(_) => {}
             }
-            let mut space = [0; 8 * 1024];
-            let mut read = ReadBuf::new(&mut space);
-            ready!(this.poll_peer(cx, &mut read))?;
-            if let Reading::Head(heads) = &mut this.reading
-                && let Some(done) = heads.take(read.filled())
+            let before = buf.filled().len();
+            ready!(this.poll_peer(cx, buf))?;
+            let Reading::Head(heads) = &mut this.reading else { return Poll::Ready(Ok(())) };
+            let read = &buf.filled()[before..];
+            if heads.is_empty()
+                && let Some(last) = Heads::at_once(read)
             {
+                this.reading = if last { Reading::Nothing } else { Reading::Body };
+                return Poll::Ready(Ok(()));
+            }
+            let done = heads.take(read);
+            buf.set_filled(before);
+            if let Some(done) = done {
                 this.reading = Reading::Held(done.bytes, 0, done.last);
             }
         }

@@ -26,6 +26,18 @@ pub struct Final {
 }
 
 impl Heads {
+    /// The usual case, in place: `Some` if the first bytes of an answer hold its whole head and it is final; the
+    /// value says whether nothing more may be read, as in [`Final::last`].
+    pub fn at_once(bytes: &[u8]) -> Option<bool> {
+        let head = &bytes[..end_of_head(bytes)?];
+        (!is_interim(head)).then(|| !has_framed_body(head))
+    }
+
+    /// Nothing was taken in yet.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// Takes the next bytes in; `Some` once the final head is among them.
     pub fn take(&mut self, bytes: &[u8]) -> Option<Final> {
         self.held.extend_from_slice(bytes);
