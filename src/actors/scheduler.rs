@@ -1,6 +1,6 @@
 //! Scheduler: keeps a view of every account and finds one that takes a call.
 //!
-//! Its views are advice: only the Account grants. It asks the best candidate, and on `Busy` walks on to the
+//! In a large pool of equals it looks at a few instead of all. Its views are advice: only the Account grants. It asks the best candidate, and on `Busy` walks on to the
 //! next, each account at most once. In this form a call that finds nobody is refused at once.
 
 use super::account::{Account, AccountView, Acquire, Busy};
@@ -22,6 +22,9 @@ use std::sync::Arc;
 pub struct Scheduler {
     entries: Vec<Entry>,
     index: HashMap<AccountId, usize>,
+    /// How many entries have each priority.
+    priorities: BTreeMap<i64, usize>,
+    dice: Dice,
     pending: HashMap<TicketId, (SpawnHandle, AccountId)>,
     clock: Clock,
     _watch: Watch,
@@ -32,6 +35,43 @@ struct Entry {
     picks: u64,
     /// Asked, and not answered yet: counted as load, or calls that arrive together would all see the same free one.
     asked: u32,
+}
+
+/// A pool of so many accounts is looked at whole for every call; a larger one is sampled.
+const SCANNED: usize = 64;
+
+/// Accounts looked at in a large pool: with 8, half of the pool may be out and one call in 256 costs a whole look.
+const SAMPLE: usize = 8;
+
+/// A generator for sampling (xorshift64*): fast, and the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let high = (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as usize;
+        high % n
+    }
+}
+
+impl Entry {
+    /// This account as a candidate, if it may take the call.
+    fn candidate(&self, call: &Call, tried: &[AccountId], now: Time) -> Option<Candidate<'_>> {
+        let AccountView { account, health, slots, .. } = &self.view;
+        let in_use = slots.in_use();
+        let seen = glance(account, health, in_use, Some(call), now);
+        (seen.schedulable() && !tried.contains(&account.id)).then(|| Candidate {
+            id: &account.id,
+            priority: account.priority,
+            weight: account.weight,
+            in_use: in_use + self.asked,
+            limit: account.concurrency_limit,
+            picks: self.picks,
+            last_resort: seen.last_resort(),
+        })
+    }
 }
 
 /// Which accounts may be considered.
@@ -92,6 +132,8 @@ impl Scheduler {
         let mut new = Self {
             entries: Vec::new(),
             index: HashMap::new(),
+            priorities: BTreeMap::new(),
+            dice: Dice(0x9E37_79B9_7F4A_7C15),
             pending: HashMap::new(),
             clock: parts.clock.clone(),
             _watch: watch,
@@ -101,6 +143,10 @@ impl Scheduler {
     }
 
     fn put(&mut self, view: AccountView) {
+        if let Some(&at) = self.index.get(&view.account.id) {
+            self.uncount(self.entries[at].view.account.priority);
+        }
+        *self.priorities.entry(view.account.priority).or_default() += 1;
         match self.index.get(&view.account.id) {
             Some(&at) => self.entries[at].view = view,
             None => {
@@ -108,6 +154,15 @@ impl Scheduler {
                 // A newcomer starts level with the others, or it would get every call until it had caught up.
                 let picks = self.entries.iter().map(|e| e.picks).min().unwrap_or_default();
                 self.entries.push(Entry { view, picks, asked: 0 });
+            }
+        }
+    }
+
+    fn uncount(&mut self, priority: i64) {
+        if let Some(count) = self.priorities.get_mut(&priority) {
+            *count -= 1;
+            if *count == 0 {
+                self.priorities.remove(&priority);
             }
         }
     }
@@ -127,25 +182,31 @@ impl Scheduler {
         tried: &[AccountId],
         now: Time,
     ) -> Option<(AccountId, Addr<Account>)> {
-        let candidates = self.in_scope(scope).filter_map(|entry| {
-            let AccountView { account, health, slots, .. } = &entry.view;
-            let in_use = slots.in_use();
-            let seen = glance(account, health, in_use, Some(call), now);
-            (seen.schedulable() && !tried.contains(&account.id)).then(|| Candidate {
-                id: &account.id,
-                priority: account.priority,
-                weight: account.weight,
-                in_use: in_use + entry.asked,
-                limit: account.concurrency_limit,
-                picks: entry.picks,
-                last_resort: seen.last_resort(),
-            })
-        });
-        let at = *self.index.get(selection::best(candidates)?.id)?;
+        let sampled = self.sample(scope, call, tried, now);
+        let at = match sampled {
+            Some(at) => at,
+            None => {
+                let candidates = self.in_scope(scope).filter_map(|entry| entry.candidate(call, tried, now));
+                *self.index.get(selection::best(candidates)?.id)?
+            }
+        };
         let entry = &mut self.entries[at];
         entry.picks += 1;
         entry.asked += 1;
         Some((entry.view.account.id.clone(), entry.view.addr.clone()))
+    }
+
+    /// The best of a few in a large pool of equals, or `None` if the whole must be looked at: so that a choice does
+    /// not cost more the more accounts there are.
+    fn sample(&mut self, scope: &Scope, call: &Call, tried: &[AccountId], now: Time) -> Option<usize> {
+        let n = self.entries.len();
+        if matches!(scope, Scope::Only(_)) || n <= SCANNED || self.priorities.len() > 1 {
+            return None;
+        }
+        let drawn: [usize; SAMPLE] = std::array::from_fn(|_| self.dice.below(n));
+        let candidates = drawn.iter().filter_map(|&at| self.entries[at].candidate(call, tried, now));
+        let best = selection::best(candidates.filter(|c| !c.last_resort))?;
+        self.index.get(best.id).copied()
     }
 
     fn walk(&mut self, job: Select, now: Time, ctx: &mut Context<Self>) {
@@ -247,7 +308,8 @@ impl Handler<Gone> for Scheduler {
 
     fn handle(&mut self, msg: Gone, _: &mut Self::Context) {
         let Some(at) = self.index.remove(&msg.id) else { return };
-        self.entries.swap_remove(at);
+        let gone = self.entries.swap_remove(at);
+        self.uncount(gone.view.account.priority);
         if let Some(moved) = self.entries.get(at) {
             self.index.insert(moved.view.account.id.clone(), at);
         }

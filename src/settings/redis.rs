@@ -33,9 +33,9 @@ section! {
         lock_ttl: Duration = 15 * SECOND,
         /// How often the journal is settled into Redis, in place of `journal.settle_interval`, 1ms to 1h. Each round
         /// costs some ten commands for each worker, however many calls are in it, and whoever asks for usage gets
-        /// it settled first. Default 5s.
+        /// it settled first. Default 15s.
         #[serde(with = "humantime_serde")]
-        settle_interval: Duration = 5 * SECOND,
+        settle_interval: Duration = 15 * SECOND,
     }
 }
 

@@ -167,6 +167,33 @@ async fn a_stale_view_costs_a_step_and_never_a_grant_over_the_limit() {
 }
 
 #[actix_rt::test]
+async fn a_large_pool_is_sampled_and_no_free_account_is_missed() {
+    let pool = Pool::start().await;
+    for i in 0..150 {
+        pool.enlist(&format!("a{i}"), json!({"concurrencyLimit": 1})).await;
+    }
+    // All 150 slots are found, though the last few only by looking at everybody; and each account has one.
+    let mut held = Vec::new();
+    for _ in 0..150 {
+        held.push(pool.select(Scope::All).await.unwrap());
+    }
+    assert!(pool.select(Scope::All).await.is_err());
+    drop(held);
+    // A better priority wins whatever the dice say.
+    let first = pool.enlist("first", json!({"priority": 1})).await;
+    for _ in 0..5 {
+        assert_eq!(pool.select(Scope::All).await.unwrap().account_id(), &first);
+    }
+    pool.actors.roster.addr().send(Retire { id: first }).await.unwrap().unwrap();
+    let mut seen = std::collections::BTreeMap::new();
+    for _ in 0..3_000 {
+        *seen.entry(pool.select(Scope::All).await.unwrap().account_id().to_string()).or_insert(0) += 1;
+    }
+    let (least, most) = (seen.values().min().unwrap(), seen.values().max().unwrap());
+    assert!(seen.len() == 150 && *least >= 10 && *most <= 30, "20 each would be even: {least} to {most}");
+}
+
+#[actix_rt::test]
 async fn edits_reach_the_account_and_only_mending_ones_clear_its_health() {
     let pool = Pool::start().await;
     let id = pool.enlist("a", json!({})).await;
