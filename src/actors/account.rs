@@ -11,9 +11,10 @@ use super::seats::Seats;
 use super::{Live, Parts, ProbeFn};
 use crate::clock::Clock;
 use crate::domain::health::{Health, Policy};
-use crate::domain::verdict::{Verdict, verdict};
+use crate::domain::verdict::{Code, Verdict, verdict};
 use crate::domain::{self, Call, Fault, Outcome, ProbeReport, Time};
 use crate::platform::Plan;
+use crate::store::{Event, Events};
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, MessageResult,
     ResponseActFuture, SpawnHandle, WrapFuture,
@@ -32,6 +33,8 @@ pub struct Account {
     slots: Arc<Slots>,
     health: Health,
     reprobe: Option<SpawnHandle>,
+    /// The codes that were reported last: a change of them is a transition.
+    told: Option<Vec<Code>>,
     retired: bool,
     surroundings: Surroundings,
 }
@@ -42,6 +45,7 @@ pub(super) struct Surroundings {
     pub scheduler: Live<Scheduler>,
     pub roster: Live<Roster>,
     pub seats: Arc<Seats>,
+    pub events: Arc<dyn Events>,
     pub clock: Clock,
     pub policy: Policy,
     pub probe: ProbeFn,
@@ -54,6 +58,7 @@ impl Surroundings {
             scheduler: actors.scheduler.clone(),
             roster: actors.roster.clone(),
             seats: actors.seats.clone(),
+            events: parts.stores.events.clone(),
             clock: parts.clock.clone(),
             policy: parts.policy,
             probe: parts.probe.clone(),
@@ -135,15 +140,39 @@ pub(super) struct Retired;
 impl Account {
     pub(super) fn new(record: Arc<domain::Account>, slots: Arc<Slots>, surroundings: Surroundings) -> Self {
         let plan = Plan::of(&record).map(Arc::new);
-        let (health, reprobe, retired) = (Health::default(), None, false);
-        Self { record, plan, generation: 0, slots, health, reprobe, retired, surroundings }
+        let (health, reprobe, told, retired) = (Health::default(), None, None, false);
+        Self { record, plan, generation: 0, slots, health, reprobe, told, retired, surroundings }
     }
 
     fn view(&self, addr: Addr<Self>) -> AccountView {
         AccountView { account: self.record.clone(), health: self.health.clone(), slots: self.slots.clone(), addr }
     }
 
-    fn report(&self, ctx: &Context<Self>) {
+    /// A transition is kept for the operator; a store that cannot take it is no reason to stop.
+    fn note_transition(&mut self, cause: &str) {
+        let now = self.surroundings.clock.now();
+        let verdict = verdict(&self.record, &self.health, 0, None, now);
+        let codes: Vec<Code> = verdict.reasons.iter().map(|r| r.code).collect();
+        if self.told.replace(codes.clone()).is_none_or(|before| before == codes) {
+            return;
+        }
+        let evidence: Vec<_> = verdict.reasons.iter().map(|r| r.evidence.as_str()).collect();
+        let event = Event {
+            at: now,
+            schedulable: verdict.schedulable,
+            reasons: codes.iter().map(|code| code.name().to_owned()).collect(),
+            cause: if evidence.is_empty() { cause.to_owned() } else { format!("{cause}: {}", evidence.join("; ")) },
+        };
+        let (events, id) = (self.surroundings.events.clone(), self.record.id.clone());
+        tokio::spawn(async move {
+            if let Err(error) = events.add_event(&id, event).await {
+                tracing::warn!(%error, account = %id, "an account's transition could not be kept");
+            }
+        });
+    }
+
+    fn report(&mut self, cause: &str, ctx: &Context<Self>) {
+        self.note_transition(cause);
         self.slots.set_well(self.health.is_clear());
         let view = self.view(ctx.address());
         self.surroundings.seats.report(&view);
@@ -159,7 +188,7 @@ impl Account {
         let was_rejected = self.health.probe_at();
         self.health.after(outcome, now, &self.surroundings.policy);
         if !quiet {
-            self.report(ctx);
+            self.report("an answer", ctx);
         }
         if self.health.probe_at() != was_rejected {
             self.schedule_reprobe(now, ctx);
@@ -199,7 +228,7 @@ impl Actor for Account {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.report(ctx);
+        self.report("started", ctx);
     }
 }
 
@@ -252,7 +281,7 @@ impl Handler<Amended> for Account {
             let now = self.surroundings.clock.now();
             self.schedule_reprobe(now, ctx);
         }
-        self.report(ctx);
+        self.report("an edit", ctx);
     }
 }
 

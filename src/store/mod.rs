@@ -84,6 +84,31 @@ pub trait UsageLedger: Send + Sync {
     async fn sums(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError>;
 }
 
+/// What became of each account: its last transitions, kept over restarts.
+#[async_trait]
+pub trait Events: Send + Sync {
+    /// Adds one; of an account's events the last [`EVENTS_KEPT`] stay.
+    async fn add_event(&self, id: &AccountId, event: Event) -> Result<(), StoreError>;
+    /// An account's events, newest first. They go when its record is removed.
+    async fn events(&self, id: &AccountId) -> Result<Vec<Event>, StoreError>;
+}
+
+/// So many events of each account are kept.
+pub const EVENTS_KEPT: usize = 100;
+
+/// One transition of an account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub at: Time,
+    /// Whether it may take calls from then on.
+    pub schedulable: bool,
+    /// The codes of what speaks against it from then on.
+    pub reasons: Vec<String>,
+    /// What caused it: the status, the fault, the edit.
+    pub cause: String,
+}
+
 /// Small facts about the installation, by name (the admin token's hash, for one).
 #[async_trait]
 pub trait Facts: Send + Sync {
@@ -228,7 +253,7 @@ pub struct UsageRow {
     pub endings: std::collections::BTreeMap<String, u64>,
 }
 
-/// One engine, as its five faces.
+/// One engine, as its six faces.
 #[derive(Clone)]
 pub struct Stores {
     /// Accounts.
@@ -237,6 +262,8 @@ pub struct Stores {
     pub keys: Arc<dyn Keys>,
     /// Usage.
     pub usage: Arc<dyn UsageLedger>,
+    /// Events.
+    pub events: Arc<dyn Events>,
     /// Facts.
     pub facts: Arc<dyn Facts>,
     /// What a move to another engine needs.

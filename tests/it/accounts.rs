@@ -157,6 +157,11 @@ async fn an_upstreams_401_is_theirs_and_a_wrong_relay_key_is_ours() {
     assert_eq!(relay.reasons("a").await, [""; 0]);
     assert_eq!(relay.send(message(&key)).await.status, 200);
     assert_eq!(upstream.requests().last().unwrap().credential.as_deref(), Some("new-token"));
+    // What became of it is kept: newest first, with cause and evidence.
+    let events = relay.admin(Request::get("/admin/accounts/a/events")).await.json()["events"].clone();
+    assert_eq!((events.as_array().unwrap().len(), &events[0]["cause"]), (2, &json!("an edit")), "{events}");
+    assert_eq!((&events[1]["schedulable"], &events[1]["reasons"]), (&json!(false), &json!(["credential_rejected"])));
+    assert!(events[1]["cause"].as_str().unwrap().contains("status 401"), "{events}");
 }
 
 #[actix_rt::test]

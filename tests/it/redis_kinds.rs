@@ -5,8 +5,8 @@ use super::redis_store::{TTL, options, sealer, stores_at as connect};
 use super::store_contract::{account_id, at, console, doc};
 use super::store_usage::{begun, ended, piece, sums};
 use claude_relay::domain::Ending;
-use claude_relay::store::Stores;
 use claude_relay::store::redis::{MIGRATIONS, RedisOptions, RedisStore, dry_run, status};
+use claude_relay::store::{Event, Stores};
 use serde_json::json;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +31,9 @@ async fn works(stores: &Stores) {
     stores.facts.set_fact("x", "y").await.unwrap();
     assert_eq!(stores.facts.fact("x").await.unwrap().as_deref(), Some("y"));
     stores.facts.check().await.unwrap();
+    let event = Event { at: at(3), schedulable: true, reasons: Vec::new(), cause: "a test".to_owned() };
+    stores.events.add_event(&account_id("a"), event.clone()).await.unwrap();
+    assert_eq!(stores.events.events(&account_id("a")).await.unwrap(), [event]);
     stores.accounts.remove(&account_id("a")).await.unwrap();
 }
 

@@ -12,7 +12,7 @@ use claude_relay::domain::document::Document;
 use claude_relay::domain::{Account, AccountId, KeyHash, KeyId, Secret, Time};
 use claude_relay::store::seal::Sealer;
 use claude_relay::store::sqlite::SqliteStore;
-use claude_relay::store::{Restored, StoreError, Stores};
+use claude_relay::store::{EVENTS_KEPT, Event, Restored, StoreError, Stores};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -36,6 +36,7 @@ macro_rules! engine {
             absurd_token_counts_do_not_stop_the_ledger
             settlements_of_several_files_at_once_all_count
             facts_are_kept
+            events_are_bounded_newest_first_and_go_with_their_account
             ten_thousand_accounts
             a_hundred_thousand_rows
         );
@@ -64,6 +65,32 @@ contract!(redis_cluster: super::make_cluster:
     usage_is_settled_once_whatever_comes_again
     settlements_of_several_files_at_once_all_count
 );
+
+async fn events_are_bounded_newest_first_and_go_with_their_account(stores: Stores) {
+    let (a, b) = (AccountId::parse("a").unwrap(), AccountId::parse("b").unwrap());
+    let event = |n: i64| Event {
+        at: DateTime::from_timestamp(1_800_000_000 + n, 0).unwrap(),
+        schedulable: n % 2 == 0,
+        reasons: vec!["overloaded".to_owned()],
+        cause: format!("number {n}"),
+    };
+    for id in ["a", "b"] {
+        let record = doc(json!({"id": id, "platform": "claude"}));
+        stores.accounts.insert(record, DateTime::from_timestamp(0, 0).unwrap()).await.unwrap();
+    }
+    assert!(stores.events.events(&a).await.unwrap().is_empty());
+    let kept = i64::try_from(EVENTS_KEPT).unwrap();
+    for n in 0..kept + 20 {
+        stores.events.add_event(&a, event(n)).await.unwrap();
+    }
+    stores.events.add_event(&b, event(7)).await.unwrap();
+    let all = stores.events.events(&a).await.unwrap();
+    let expected: Vec<_> = (20..kept + 20).rev().map(event).collect();
+    assert_eq!(all, expected);
+    stores.accounts.remove(&a).await.unwrap();
+    assert!(stores.events.events(&a).await.unwrap().is_empty());
+    assert_eq!(stores.events.events(&b).await.unwrap(), [event(7)]);
+}
 
 async fn make_sqlite() -> (Stores, TempDir) {
     fresh_sqlite()

@@ -31,6 +31,7 @@ pub fn scope() -> impl HttpServiceFactory {
                 .default_service(wrong_method()),
         )
         .service(web::resource("/accounts/{id}/test").post(accounts::test).default_service(wrong_method()))
+        .service(web::resource("/accounts/{id}/events").get(status::events).default_service(wrong_method()))
         .service(web::resource("/accounts/{id}/status").get(status::account).default_service(wrong_method()))
         .service(web::resource("/keys").get(keys::list).post(keys::create).default_service(wrong_method()))
         .service(

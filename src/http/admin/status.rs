@@ -66,6 +66,13 @@ pub async fn account(state: State, path: Path<String>) -> Answer {
     Ok(HttpResponse::Ok().json(shown(&view, state.clock.now())))
 }
 
+/// `GET /admin/accounts/{id}/events`: the last transitions, newest first.
+pub async fn events(state: State, path: Path<String>) -> Answer {
+    let id = AccountId::parse(&path).map_err(|_| StoreError::Missing(format!("account {path}")))?;
+    state.stores.accounts.load(&id).await?;
+    Ok(HttpResponse::Ok().json(json!({ "events": state.stores.events.events(&id).await? })))
+}
+
 /// `GET /admin/usage`: what the journal holds is settled first, so that the sums are of this moment.
 pub async fn usage(state: State, request: actix_web::HttpRequest) -> Answer {
     let filter = Query::<UsageFilter>::from_query(request.query_string());

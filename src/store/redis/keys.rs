@@ -117,6 +117,11 @@ impl KeyNames {
         self.at(tag, &format!("rec:{id}"))
     }
 
+    /// List: an account's events, oldest first, a JSON object each.
+    pub fn events(&self, id: &str) -> String {
+        self.at(Tag::Accounts, &format!("events:{id}"))
+    }
+
     /// Hash: key hash to key id, so that none comes twice.
     pub fn hashes(&self) -> String {
         self.at(Tag::Keys, "hashes")

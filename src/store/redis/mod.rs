@@ -7,6 +7,7 @@
 
 mod commit;
 mod engine;
+mod events;
 mod facts;
 mod keys;
 mod ledger;
@@ -120,13 +121,14 @@ impl RedisStore {
         Claim { shared: self.shared.clone(), runtime: self.engine.handle() }
     }
 
-    /// The five faces of this store.
+    /// The faces of this store.
     pub fn into_stores(self) -> Stores {
         let store = Arc::new(self);
         Stores {
             accounts: store.clone(),
             keys: store.clone(),
             usage: store.clone(),
+            events: store.clone(),
             facts: store.clone(),
             transfer: store,
         }

@@ -207,6 +207,9 @@ impl Shared {
             }
             commit.run("SREM", &self.names.ids(kind.tag), 1, [id]);
             commit.run_bare("DEL", &key);
+            if kind.tag == Tag::Accounts {
+                commit.run_bare("DEL", &self.names.events(id));
+            }
             if self.commit(&mut wire, &commit).await? == Sent::Done {
                 return Ok(());
             }

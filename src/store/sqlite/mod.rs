@@ -4,6 +4,7 @@
 //! thread as closures, so that no blocking call runs on an async thread; a job that was sent is done even if
 //! whoever asked has gone. Everything is synced at every commit (see `configure`).
 
+mod events;
 mod ledger;
 mod records;
 mod schema;
@@ -64,6 +65,7 @@ impl SqliteStore {
             accounts: store.clone(),
             keys: store.clone(),
             usage: store.clone(),
+            events: store.clone(),
             facts: store.clone(),
             transfer: store,
         }

@@ -42,7 +42,20 @@ pub enum SchemaError {
     },
 }
 
-const MIGRATIONS: &[Migration] = &[Migration { name: "initial", script: INITIAL }];
+const MIGRATIONS: &[Migration] =
+    &[Migration { name: "initial", script: INITIAL }, Migration { name: "events", script: EVENTS }];
+
+/// `events.event` is a JSON object; a record that goes takes its events along.
+const EVENTS: &str = "
+CREATE TABLE events (
+    number  INTEGER PRIMARY KEY,
+    account TEXT NOT NULL,
+    event   TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_by_account ON events(account, number);
+CREATE TRIGGER events_go_with_their_account AFTER DELETE ON accounts BEGIN
+    DELETE FROM events WHERE account = OLD.id;
+END;";
 
 const RECORDED: &str = "
 CREATE TABLE IF NOT EXISTS schema_migrations (
