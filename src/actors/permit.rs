@@ -19,7 +19,7 @@ pub struct Slots {
     /// Nothing speaks against the account, so that one more success is no news for its actor: it is noted here
     /// instead of being told, which spares a message and the waking of a thread for nearly every call.
     well: AtomicBool,
-    /// The last success noted, milliseconds since 1970; 0 is none.
+    /// The last success noted: milliseconds since 1970 times 1,000, plus its status; 0 is none.
     last_success: AtomicI64,
 }
 
@@ -52,10 +52,11 @@ impl Slots {
         self.well.store(well, SeqCst);
     }
 
-    /// The last success that was noted and not told.
-    pub fn last_success(&self) -> Option<Time> {
-        let millis = self.last_success.load(SeqCst);
-        chrono::DateTime::from_timestamp_millis(millis).filter(|_| millis != 0)
+    /// The last success that was noted and not told: when, and its status.
+    pub fn last_success(&self) -> Option<(Time, i64)> {
+        let noted = self.last_success.load(SeqCst);
+        let at = chrono::DateTime::from_timestamp_millis(noted / 1_000)?;
+        (noted != 0).then_some((at, noted % 1_000))
     }
 
     /// Changes the limit; calls that run are not touched.
@@ -113,8 +114,10 @@ impl Permit {
     /// Tells the account what the attempt came to at `now`.
     pub fn settle(&self, outcome: Outcome, now: Time) {
         let slots = &self.slot.0;
-        if matches!(outcome, Outcome::Success { .. }) && slots.well.load(SeqCst) {
-            slots.last_success.store(now.timestamp_millis(), SeqCst);
+        if let Outcome::Success { status } = outcome
+            && slots.well.load(SeqCst)
+        {
+            slots.last_success.store(now.timestamp_millis() * 1_000 + i64::from(status), SeqCst);
             return;
         }
         self.account.do_send(Settled { outcome, generation: self.generation });

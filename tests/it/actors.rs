@@ -167,6 +167,16 @@ async fn a_stale_view_costs_a_step_and_never_a_grant_over_the_limit() {
 }
 
 #[actix_rt::test]
+async fn a_success_on_a_healthy_account_is_noted_with_its_status_and_time() {
+    let pool = Pool::start().await;
+    let id = pool.enlist("a", json!({})).await;
+    let permit = pool.select(Scope::All).await.unwrap();
+    permit.settle(Outcome::Success { status: 201 }, pool.now());
+    let view = pool.account(&id).await.send(Describe).await.unwrap();
+    assert_eq!(view.slots.last_success(), Some((pool.now(), 201)));
+}
+
+#[actix_rt::test]
 async fn a_large_pool_is_sampled_and_no_free_account_is_missed() {
     let pool = Pool::start().await;
     for i in 0..150 {

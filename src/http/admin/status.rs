@@ -35,7 +35,9 @@ fn shown(view: &AccountView, now: Time) -> Value {
 fn last(view: &AccountView) -> Value {
     let told = view.health.last();
     match view.slots.last_success() {
-        Some(at) if told.is_none_or(|told| told.at < at) => json!({"at": at, "kind": "success", "status": 200}),
+        Some((at, status)) if told.is_none_or(|told| told.at < at) => {
+            json!({"at": at, "kind": "success", "status": status})
+        }
         _ => json!(told),
     }
 }
