@@ -4,6 +4,7 @@
 //! SQL in one, Lua in the other.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What is recorded of a migration that was applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,4 +47,19 @@ pub struct Forecast {
     pub keys: u64,
     /// How many of them it would change. What an earlier pending migration changes is not foreseen.
     pub changes: u64,
+}
+
+/// Every migration in order: the known ones by name, from version 1, then those that only were recorded.
+pub(super) fn listed<'a>(known: impl Iterator<Item = &'a str>, mut recorded: BTreeMap<u32, Applied>) -> Vec<Status> {
+    let ours = (1..).zip(known).map(|(version, name)| {
+        let applied = recorded.remove(&version);
+        Status { version, name: name.to_owned(), known: true, applied }
+    });
+    let mut all: Vec<Status> = ours.collect();
+    let newer = |(version, applied): (u32, Applied)| {
+        let name = applied.name.clone();
+        Status { version, name, known: false, applied: Some(applied) }
+    };
+    all.extend(recorded.into_iter().map(newer));
+    all
 }

@@ -9,7 +9,7 @@ use super::commit::{Commit, Sent};
 use super::keys::{KeyNames, Tag};
 use super::link::{Link, Wire};
 use crate::store::StoreError;
-use crate::store::migration::{Applied, Forecast, Status};
+use crate::store::migration::{Applied, Forecast, Status, listed};
 use deadpool_redis::redis::{Cmd, Script, cmd};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -86,21 +86,8 @@ pub enum SchemaError {
 /// # Errors
 /// When Redis fails.
 pub async fn status(link: &Link, names: &KeyNames, known: &[Migration]) -> Result<Vec<Status>, SchemaError> {
-    let mut recorded = recorded(&mut link.wire().await?, names).await?;
-    let ours = (1..).zip(known).map(|(version, migration)| Status {
-        version,
-        name: migration.name.to_owned(),
-        known: true,
-        applied: recorded.remove(&version),
-    });
-    let mut all: Vec<Status> = ours.collect();
-    all.extend(recorded.into_iter().map(|(version, applied)| Status {
-        version,
-        name: applied.name.clone(),
-        known: false,
-        applied: Some(applied),
-    }));
-    Ok(all)
+    let recorded = recorded(&mut link.wire().await?, names).await?;
+    Ok(listed(known.iter().map(|migration| migration.name), recorded))
 }
 
 /// What every pending migration would do. Writes nothing, and needs no lock.

@@ -3,7 +3,7 @@
 //! Called by [`super::SqliteStore::open`] alone. A script that was released is never edited: its checksum is
 //! recorded in every database, and one that differs is refused rather than guessed about.
 
-use crate::store::migration::{Applied, Forecast, Status};
+use crate::store::migration::{Applied, Forecast, Status, listed};
 use rusqlite::{Connection, TransactionBehavior};
 use sha2::{Digest, Sha256};
 
@@ -190,25 +190,12 @@ pub fn status(db: &Connection) -> Result<Vec<Status>, SchemaError> {
             Applied { name: row.get(1)?, checksum: row.get(2)?, applied_at: row.get(3)?, keys: 0, changed: 0 };
         Ok((row.get(0)?, applied))
     };
-    let mut recorded: std::collections::BTreeMap<u32, Applied> = if there {
+    let recorded: std::collections::BTreeMap<u32, Applied> = if there {
         db.prepare(recorded)?.query_map([], applied)?.collect::<Result<_, _>>()?
     } else {
         Default::default()
     };
-    let known = (1..).zip(MIGRATIONS).map(|(version, migration)| Status {
-        version,
-        name: migration.name.to_owned(),
-        known: true,
-        applied: recorded.remove(&version),
-    });
-    let mut all: Vec<Status> = known.collect();
-    all.extend(recorded.into_iter().map(|(version, applied)| Status {
-        version,
-        name: applied.name.clone(),
-        known: false,
-        applied: Some(applied),
-    }));
-    Ok(all)
+    Ok(listed(MIGRATIONS.iter().map(|migration| migration.name), recorded))
 }
 
 /// Tries every pending migration and takes it back.
