@@ -21,10 +21,12 @@ macro_rules! section {
 }
 
 mod layers;
+mod pool;
 mod redis;
 
 use crate::domain::Secret;
 use layers::Layers;
+pub use pool::{Affinity, Failover, Health, Queue};
 pub use redis::{Redis, RedisAddress};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -68,8 +70,14 @@ section! {
         limits: Limits = Limits::default(),
         /// Patience with upstreams.
         upstream: Upstream = Upstream::default(),
-        /// Cooldowns and re-probes.
+        /// Cooldowns, the circuit breaker and probes.
         health: Health = Health::default(),
+        /// Calls that wait for an account.
+        queue: Queue = Queue::default(),
+        /// Sessions and their accounts.
+        affinity: Affinity = Affinity::default(),
+        /// Trying a call again on another account.
+        failover: Failover = Failover::default(),
         /// The usage journal.
         journal: Journal = Journal::default(),
         /// The store, if it is not the embedded one.
@@ -139,29 +147,6 @@ section! {
         abort_linger: Duration = QUARTER,
         /// A PEM file of certificate authorities that are trusted besides Mozilla's; empty is none. Default empty.
         ca_file: PathBuf = PathBuf::new(),
-    }
-}
-
-section! {
-    /// `[health]`; the durations grow from the first to the longest.
-    Health {
-        /// First cooldown after a 429 that names no time, 1ms to 24h. Default 2s.
-        #[serde(with = "humantime_serde")]
-        rate_limited_first: Duration = 2 * SECOND,
-        /// First cooldown after a 529, another 5xx or no answer, 1ms to 24h. Default 1s.
-        #[serde(with = "humantime_serde")]
-        overloaded_first: Duration = SECOND,
-        /// The longest cooldown of these two kinds, 1ms to 24h. Default 60s.
-        #[serde(with = "humantime_serde")]
-        longest: Duration = MINUTE,
-        /// First wait before a rejected credential is tried again, 1ms to 24h. Default 60s.
-        #[serde(with = "humantime_serde")]
-        probe_first: Duration = MINUTE,
-        /// The longest wait between two such tries, 1ms to 24h. Default 1h.
-        #[serde(with = "humantime_serde")]
-        probe_longest: Duration = HOUR,
-        /// The model that a test or a re-probe asks for. Default `claude-haiku-4-5`.
-        probe_model: String = "claude-haiku-4-5".to_owned(),
     }
 }
 

@@ -5,27 +5,25 @@ mod files;
 mod first_run;
 mod listener;
 pub mod migrate;
+mod parts;
 mod servers;
 mod store;
 
 use crate::actors::front::Drain;
 use crate::actors::ledger::Flush;
-use crate::actors::{self, Actors, Parts};
+use crate::actors::{self, Actors};
 use crate::clock::Clock;
-use crate::domain::health::Policy;
 use crate::http::{self, Shared};
 use crate::settings::Settings;
 use crate::store::journal::{JournalError, JournalHealth, Settler};
 use crate::store::redis::Claim;
 use crate::store::{StoreError, Stores};
 use crate::upstream::connector::tls_config;
-use crate::upstream::dial::Timeouts;
-use crate::upstream::probe;
 use actix_web::dev::ServerHandle;
-use chrono::TimeDelta;
 use files::DataDir;
 use first_run::Greeting;
 use listener::Listener;
+use parts::parts;
 use servers::{serve_admin, serve_relay};
 use std::io;
 use std::net::SocketAddr;
@@ -232,9 +230,6 @@ pub fn serve(settings: Settings) -> Result<(), StartError> {
     })
 }
 
-/// The exit code of a relay that cannot go on (EX_SOFTWARE, sysexits.h).
-const EXIT_FATAL: i32 = 70;
-
 /// The signal of a write over the file size limit (Linux, signal(7)).
 const SIGXFSZ: i32 = 25;
 
@@ -266,11 +261,6 @@ fn random<const N: usize>() -> Result<[u8; N], StartError> {
     Ok(bytes)
 }
 
-fn timeouts(settings: &Settings) -> Timeouts {
-    let upstream = &settings.upstream;
-    Timeouts { connect: upstream.connect_timeout, first_byte: upstream.first_byte_timeout, idle: upstream.idle_timeout }
-}
-
 /// What a relay that was killed left in its journals is booked before the first call.
 async fn open_journal(dir: &Path, stores: &Stores, boot: &str) -> Result<Arc<Mutex<Settler>>, StartError> {
     files::private_dir(dir)?;
@@ -284,41 +274,4 @@ async fn open_journal(dir: &Path, stores: &Stores, boot: &str) -> Result<Arc<Mut
         );
     }
     Ok(Arc::new(Mutex::new(settler)))
-}
-
-fn parts(
-    settings: &Settings,
-    stores: &Stores,
-    settler: Arc<Mutex<Settler>>,
-    clock: &Clock,
-    journal: Arc<JournalHealth>,
-    tls: Arc<rustls::ClientConfig>,
-) -> Parts {
-    let health = &settings.health;
-    let span = |d: Duration| TimeDelta::from_std(d).unwrap_or(TimeDelta::hours(24));
-    Parts {
-        stores: stores.clone(),
-        settler: Some(settler),
-        journal,
-        settle_interval: match settings.redis_options() {
-            Some(_) => settings.redis.settle_interval,
-            None => settings.journal.settle_interval,
-        },
-        clock: clock.clone(),
-        policy: Policy {
-            rate_limited_first: span(health.rate_limited_first),
-            overloaded_first: span(health.overloaded_first),
-            longest: span(health.longest),
-            probe_first: span(health.probe_first),
-            probe_longest: span(health.probe_longest),
-        },
-        probe: Arc::new(probe::prober(timeouts(settings), tls, clock.clone())),
-        probe_model: health.probe_model.clone(),
-        on_fatal: Arc::new(|role| {
-            // Not by the log alone: its thread may not get to write it any more.
-            eprintln!("claude-relay: the actor {role} died three times within a minute; the process ends");
-            // Left to the init system: a fault that comes back at once is not mended by trying.
-            std::process::exit(EXIT_FATAL);
-        }),
-    }
 }

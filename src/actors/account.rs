@@ -4,35 +4,32 @@
 //! on a healthy account changes nothing and is not. A settlement carries the generation of the credential it
 //! was made with, so that a late 401 for the old token does not bench the new one.
 
-use super::permit::{Permit, Slots};
+mod probing;
+
+use super::permit::{Granted, Permit};
 use super::roster::{Down, Roster};
 use super::scheduler::{Reported, Scheduler};
 use super::seats::Seats;
 use super::{Live, Parts, ProbeFn};
 use crate::clock::Clock;
-use crate::domain::health::{Health, Policy};
-use crate::domain::verdict::{Code, Verdict, verdict};
-use crate::domain::{self, Call, Fault, Outcome, ProbeReport, Time};
+use crate::domain::affinity::Session;
+use crate::domain::health::{Attempted, Health, Policy};
+use crate::domain::slots::{Slots, Trial};
+use crate::domain::verdict::{Code, Verdict, Want};
+use crate::domain::{self, Call, KeyId, Outcome, ProbeReport, Reading, Standing, Time};
 use crate::platform::Plan;
 use crate::store::{Event, Events};
-use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, MessageResult,
-    ResponseActFuture, SpawnHandle, WrapFuture,
-};
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, MessageResult, SpawnHandle};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long a probe that failed keeps its slot.
-const PROBE_LINGER: Duration = Duration::from_millis(250);
 
 /// The actor.
 pub struct Account {
-    record: Arc<domain::Account>,
+    standing: Standing,
     plan: Option<Arc<Plan>>,
     generation: u64,
-    slots: Arc<Slots>,
-    health: Health,
-    reprobe: Option<SpawnHandle>,
+    alarm: Option<SpawnHandle>,
+    /// The trial that has been probed for: one probe each.
+    probed_for: Option<Time>,
     /// The codes that were reported last: a change of them is a transition.
     told: Option<Vec<Code>>,
     retired: bool,
@@ -70,20 +67,18 @@ impl Surroundings {
 /// How an account looks from outside.
 #[derive(Clone)]
 pub struct AccountView {
-    /// Its record.
-    pub account: Arc<domain::Account>,
-    /// Its health when it reported.
-    pub health: Health,
-    /// Its slots, live.
-    pub slots: Arc<Slots>,
+    /// Its record, its health when it reported, and its slots, live.
+    pub standing: Standing,
     /// Its address.
     pub addr: Addr<Account>,
+    /// Calls that wait and that it could take; only the Scheduler knows.
+    pub waiting: usize,
 }
 
 impl AccountView {
-    /// The verdict over it, as the account itself would give it.
-    pub fn verdict(&self, call: Option<&Call>, now: Time) -> Verdict {
-        verdict(&self.account, &self.health, self.slots.in_use(), call, now)
+    /// The verdict over it for any call; `bounded`: its breaker is put aside, since too many others are ejected.
+    pub fn verdict(&self, bounded: bool, now: Time) -> Verdict {
+        self.standing.verdict(Want::default(), bounded, now)
     }
 }
 
@@ -93,20 +88,26 @@ impl AccountView {
 pub struct Acquire {
     /// Which call.
     pub call: Arc<Call>,
+    /// Whatever the breaker says: too many others are ejected already.
+    pub bounded: bool,
 }
 
 /// Why a slot was not granted.
 #[derive(Debug)]
 pub struct Busy(pub Verdict);
 
-/// What an attempt came to.
+/// What an attempt came to. [`Permit::settle`] sends it.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Settled {
     /// The judgement.
     pub outcome: Outcome,
-    /// Which credential it was made with: [`Permit::settle`] fills it in.
-    pub generation: u64,
+    /// How full the account's windows are, as the answer tells.
+    pub readings: Vec<Reading>,
+    /// When, and by which credential, it was granted.
+    pub granted: Granted,
+    /// It was the trial of a half-open account: over, once this is taken in.
+    pub trial: Option<Trial>,
 }
 
 /// The operator edited the record.
@@ -119,10 +120,17 @@ pub struct Amended {
     pub forgive: bool,
 }
 
+/// The operator wants a fresh start: what was learnt from past answers is forgotten.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reset;
+
 /// Sends one small request upstream, whatever the verdict, if a slot is free.
 #[derive(Message)]
 #[rtype(result = "ProbeReport")]
 pub struct Probe {
+    /// What to ask; `None` is what the account's record says.
+    pub kind: Option<domain::ProbeKind>,
     /// The model to ask for; `None` is the setting's.
     pub model: Option<String>,
 }
@@ -140,18 +148,25 @@ pub(super) struct Retired;
 impl Account {
     pub(super) fn new(record: Arc<domain::Account>, slots: Arc<Slots>, surroundings: Surroundings) -> Self {
         let plan = Plan::of(&record).map(Arc::new);
-        let (health, reprobe, told, retired) = (Health::default(), None, None, false);
-        Self { record, plan, generation: 0, slots, health, reprobe, told, retired, surroundings }
+        let seed = Session::of(&KeyId::new("account"), record.id.as_str()).0;
+        let health = surroundings.seats.health(&record.id).unwrap_or_else(|| Health::new(seed));
+        let standing = Standing { record, health, slots };
+        Self { standing, plan, generation: 0, alarm: None, probed_for: None, told: None, retired: false, surroundings }
+    }
+
+    fn now(&self) -> Time {
+        self.surroundings.clock.now()
     }
 
     fn view(&self, addr: Addr<Self>) -> AccountView {
-        AccountView { account: self.record.clone(), health: self.health.clone(), slots: self.slots.clone(), addr }
+        AccountView { standing: self.standing.clone(), addr, waiting: 0 }
     }
 
     /// A transition is kept for the operator; a store that cannot take it is no reason to stop.
     fn note_transition(&mut self, cause: &str) {
-        let now = self.surroundings.clock.now();
-        let verdict = verdict(&self.record, &self.health, 0, None, now);
+        let now = self.now();
+        let Standing { record, health, .. } = &self.standing;
+        let verdict = domain::verdict::verdict(record, health, domain::verdict::Load::default(), Want::default(), now);
         let codes: Vec<Code> = verdict.reasons.iter().map(|r| r.code).collect();
         if self.told.replace(codes.clone()).is_none_or(|before| before == codes) {
             return;
@@ -163,7 +178,9 @@ impl Account {
             reasons: codes.iter().map(|code| code.name().to_owned()).collect(),
             cause: if evidence.is_empty() { cause.to_owned() } else { format!("{cause}: {}", evidence.join("; ")) },
         };
-        let (events, id) = (self.surroundings.events.clone(), self.record.id.clone());
+        let id = self.standing.record.id.clone();
+        tracing::info!(account = %id, schedulable = event.schedulable, reasons = ?event.reasons, cause = event.cause, "transition");
+        let events = self.surroundings.events.clone();
         tokio::spawn(async move {
             if let Err(error) = events.add_event(&id, event).await {
                 tracing::warn!(%error, account = %id, "an account's transition could not be kept");
@@ -171,56 +188,23 @@ impl Account {
         });
     }
 
-    fn report(&mut self, cause: &str, ctx: &Context<Self>) {
+    fn report(&mut self, cause: &str, ctx: &mut Context<Self>) {
         self.note_transition(cause);
-        self.slots.set_well(self.health.is_clear());
+        self.standing.slots.vitals().set_well(self.standing.health.is_clear());
         let view = self.view(ctx.address());
-        self.surroundings.seats.report(&view);
+        self.surroundings.seats.report(&view.standing);
         self.surroundings.scheduler.addr().do_send(Reported(view));
+        self.look_ahead(ctx);
     }
 
-    fn take(&mut self, outcome: Outcome, ctx: &mut Context<Self>) {
-        let now = self.surroundings.clock.now();
-        let quiet = matches!(outcome, Outcome::Success { .. } | Outcome::Neutral { .. }) && self.health.is_clear();
-        if !quiet {
-            tracing::debug!(account = %self.record.id, ?outcome, "outcome");
-        }
-        let was_rejected = self.health.probe_at();
-        self.health.after(outcome, now, &self.surroundings.policy);
-        if !quiet {
-            self.report("an answer", ctx);
-        }
-        if self.health.probe_at() != was_rejected {
-            self.schedule_reprobe(now, ctx);
-        }
+    fn attempted(&self, granted: Time, now: Time) -> Attempted {
+        let vitals = self.standing.slots.vitals();
+        Attempted { granted, successes: vitals.successes(now, self.surroundings.policy.breaker_window) }
     }
 
-    /// A probe that settled nothing is followed by another, or the account would stay out for ever.
-    fn probe_again(&mut self, ctx: &mut Context<Self>) {
-        let now = self.surroundings.clock.now();
-        if self.reprobe.is_none() && self.health.probe_at().is_some_and(|at| at <= now) {
-            self.health.defer_probe(now, &self.surroundings.policy);
-            self.schedule_reprobe(now, ctx);
-        }
-    }
-
-    /// A rejected credential is tried again by a probe of our own, never at a client's cost.
-    fn schedule_reprobe(&mut self, now: Time, ctx: &mut Context<Self>) {
-        if let Some(old) = self.reprobe.take() {
-            ctx.cancel_future(old);
-        }
-        let Some(at) = self.health.probe_at() else { return };
-        tracing::warn!(account = %self.record.id, probe_at = %at, "the upstream rejects this account's credential");
-        let wait = (at - now).to_std().unwrap_or(Duration::ZERO);
-        self.reprobe = Some(ctx.run_later(wait, |actor, ctx| {
-            actor.reprobe = None;
-            if actor.record.active && actor.record.schedulable {
-                ctx.notify(Probe { model: None });
-            } else {
-                // An account that the operator switched off is left alone until it is switched on.
-                actor.probe_again(ctx);
-            }
-        }));
+    fn forgive(&mut self) {
+        self.generation += 1;
+        self.standing.health.forgive();
     }
 }
 
@@ -235,7 +219,7 @@ impl Actor for Account {
 impl Drop for Account {
     fn drop(&mut self) {
         if !self.retired {
-            let (id, panicked) = (self.record.id.clone(), std::thread::panicking());
+            let (id, panicked) = (self.standing.record.id.clone(), std::thread::panicking());
             self.surroundings.roster.addr().do_send(Down { id, panicked });
         }
     }
@@ -245,16 +229,12 @@ impl Handler<Acquire> for Account {
     type Result = MessageResult<Acquire>;
 
     fn handle(&mut self, msg: Acquire, ctx: &mut Self::Context) -> Self::Result {
-        let now = self.surroundings.clock.now();
-        let judged = |in_use| verdict(&self.record, &self.health, in_use, Some(&msg.call), now);
-        let verdict = judged(self.slots.in_use());
-        if !verdict.schedulable {
-            return MessageResult(Err(Busy(verdict)));
-        }
-        MessageResult(match (self.slots.try_take(), &self.plan) {
-            (Some(slot), Some(plan)) => Ok(Permit::new(slot, plan.clone(), self.generation, ctx.address())),
-            _ => Err(Busy(judged(self.slots.limit()))),
-        })
+        let (now, want) = (self.now(), Want::of(&msg.call));
+        let busy = |account: &Self| Busy(account.standing.verdict(want, msg.bounded, now));
+        let Some(plan) = &self.plan else { return MessageResult(Err(busy(self))) };
+        let granted = Granted { at: now, generation: self.generation, window: self.surroundings.policy.breaker_window };
+        let grant = self.standing.grant(want, msg.bounded, now).map_err(Busy);
+        MessageResult(grant.map(|grant| Permit::new(grant, plan.clone(), granted, ctx.address())))
     }
 }
 
@@ -262,9 +242,27 @@ impl Handler<Settled> for Account {
     type Result = ();
 
     fn handle(&mut self, msg: Settled, ctx: &mut Self::Context) {
-        if msg.generation == self.generation {
-            self.take(msg.outcome, ctx);
+        let now = self.now();
+        self.standing.health.observe(&msg.readings, now);
+        if msg.generation() == self.generation {
+            let quiet = matches!(msg.outcome, Outcome::Success { .. } | Outcome::Neutral { .. });
+            let quiet = quiet && self.standing.health.is_clear() && msg.readings.is_empty();
+            if !quiet {
+                tracing::debug!(account = %self.standing.record.id, outcome = ?msg.outcome, "outcome");
+            }
+            let call = self.attempted(msg.granted.at, now);
+            self.standing.health.after(msg.outcome, call, now, &self.surroundings.policy);
+            drop(msg.trial);
+            if !quiet {
+                self.report("an answer", ctx);
+            }
         }
+    }
+}
+
+impl Settled {
+    fn generation(&self) -> u64 {
+        self.granted.generation
     }
 }
 
@@ -272,56 +270,22 @@ impl Handler<Amended> for Account {
     type Result = ();
 
     fn handle(&mut self, msg: Amended, ctx: &mut Self::Context) {
-        self.slots.set_limit(msg.record.concurrency_limit);
+        self.standing.slots.set_limit(msg.record.concurrency_limit);
         self.plan = Plan::of(&msg.record).map(Arc::new);
-        self.record = msg.record;
+        self.standing.record = msg.record;
         if msg.forgive {
-            self.generation += 1;
-            self.health.forgive();
-            let now = self.surroundings.clock.now();
-            self.schedule_reprobe(now, ctx);
+            self.forgive();
         }
         self.report("an edit", ctx);
     }
 }
 
-impl Handler<Probe> for Account {
-    type Result = ResponseActFuture<Self, ProbeReport>;
+impl Handler<Reset> for Account {
+    type Result = ();
 
-    fn handle(&mut self, msg: Probe, ctx: &mut Self::Context) -> Self::Result {
-        let refused = |message: &str| ProbeReport {
-            outcome: Outcome::Failed { fault: Fault::EarlyClose },
-            error_type: None,
-            message: Some(message.to_owned()),
-            duration_ms: 0,
-        };
-        let Some(plan) = self.plan.clone() else {
-            return Box::pin(
-                async move { refused("the account has no credential; nothing was sent") }.into_actor(self),
-            );
-        };
-        // A probe is a call like any other: it takes a slot, or the limit would not be one.
-        let Some(slot) = self.slots.try_take() else {
-            self.probe_again(ctx);
-            return Box::pin(async move { refused("every slot is in use; nothing was sent") }.into_actor(self));
-        };
-        let model = msg.model.unwrap_or_else(|| self.surroundings.probe_model.clone());
-        let model = self.record.models.upstream_name(&model).unwrap_or(&model).to_owned();
-        let generation = self.generation;
-        let probe = (self.surroundings.probe)(plan, model).into_actor(self);
-        Box::pin(probe.map(move |report, actor, ctx| {
-            // What we gave up on, the upstream may still be at work on.
-            if matches!(report.outcome, Outcome::Failed { .. }) {
-                ctx.run_later(PROBE_LINGER, move |_, _| drop(slot));
-            } else {
-                drop(slot);
-            }
-            if generation == actor.generation {
-                actor.take(report.outcome.clone(), ctx);
-                actor.probe_again(ctx);
-            }
-            report
-        }))
+    fn handle(&mut self, _: Reset, ctx: &mut Self::Context) {
+        self.forgive();
+        self.report("a reset", ctx);
     }
 }
 

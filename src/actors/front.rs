@@ -3,12 +3,15 @@
 
 use super::permit::{Pass, Permit};
 use super::reply::{Left, Reply, TicketId};
-use super::scheduler::{Scheduler, Scope, Select};
+use super::scheduler::{Close, Scheduler, Scope, Select};
 use super::watch::Watch;
 use super::{Actors, KeyEntry, Live, Parts};
 use crate::clock::Clock;
-use crate::domain::{AccountId, Call, Refusal};
+use crate::domain::dispatch::Question;
+use crate::domain::retry::RetryBudget;
+use crate::domain::{AccountId, Call, Refusal, Session, Time};
 use actix::{Actor, Context, Handler, Message};
+use chrono::TimeDelta;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -16,6 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 pub struct Front {
     scheduler: Live<Scheduler>,
     clock: Clock,
+    /// How long a call may wait for an account.
+    wait: TimeDelta,
+    retries: RetryBudget,
     draining: Arc<AtomicBool>,
     _watch: Watch,
 }
@@ -31,7 +37,9 @@ pub struct Route {
     /// Which call.
     pub call: Arc<Call>,
     /// Accounts that were tried for it already.
-    pub tried: Vec<AccountId>,
+    pub tried: Arc<[AccountId]>,
+    /// The call was sent before, and is to be tried again.
+    pub again: bool,
     /// The pass it holds from an earlier attempt.
     pub pass: Option<Pass>,
     /// Where the answer goes.
@@ -57,16 +65,17 @@ impl Front {
         Self {
             scheduler: actors.scheduler.clone(),
             clock: parts.clock.clone(),
+            wait: parts.wait,
+            retries: parts.retries.clone(),
             draining: actors.draining.clone(),
             _watch: watch,
         }
     }
 
-    fn admit(&self, key: &KeyEntry, pass: Option<Pass>) -> Result<Pass, Refusal> {
+    fn admit(&mut self, key: &KeyEntry, pass: Option<Pass>, again: bool, now: Time) -> Result<Pass, Refusal> {
         if self.draining.load(SeqCst) {
             return Err(Refusal::Draining);
         }
-        let now = self.clock.now();
         let record = key.key();
         if !record.active || key.revoked().is_cancelled() {
             return Err(Refusal::KeyRevoked);
@@ -75,7 +84,13 @@ impl Front {
             return Err(Refusal::KeyExpired);
         }
         let limit = record.concurrency_limit.unwrap_or_default();
-        pass.or_else(|| Pass::take(key.slots())).ok_or(Refusal::KeyAtLimit { limit })
+        let pass = pass.or_else(|| Pass::take(key.slots())).ok_or(Refusal::KeyAtLimit { limit })?;
+        if !again {
+            self.retries.deposit(now);
+        } else if !self.retries.withdraw(now) {
+            return Err(Refusal::RetryBudget);
+        }
+        Ok(pass)
     }
 }
 
@@ -87,16 +102,31 @@ impl Handler<Route> for Front {
     type Result = ();
 
     fn handle(&mut self, msg: Route, _: &mut Self::Context) {
-        let pass = match self.admit(&msg.key, msg.pass) {
+        let now = self.clock.now();
+        let pass = match self.admit(&msg.key, msg.pass, msg.again, now) {
             Ok(pass) => pass,
             Err(refusal) => return msg.reply.send(Err(refusal)),
         };
-        let bound = msg.key.key().accounts.clone();
-        let scope = if bound.is_empty() { Scope::All } else { Scope::Only(bound) };
+        let question = question(msg.ticket, &msg.key, msg.call, msg.tried, now + self.wait);
         // The pass travels in the reply: whatever becomes of the question, it comes back.
         let reply = msg.reply.map(|answer: Result<Permit, Refusal>| answer.map(|permit| Admission { pass, permit }));
-        self.scheduler.addr().do_send(Select { ticket: msg.ticket, call: msg.call, scope, tried: msg.tried, reply });
+        self.scheduler.addr().do_send(Select { question, reply });
     }
+}
+
+/// What the Scheduler is asked for a call of `key`: its binding is the scope, and sessions are its own.
+pub fn question(
+    ticket: TicketId,
+    key: &KeyEntry,
+    call: Arc<Call>,
+    tried: Arc<[AccountId]>,
+    deadline: Time,
+) -> Question {
+    let record = key.key();
+    let scope = Scope::of(&record.accounts, &record.groups);
+    let session = call.session.as_deref().map(|name| Session::of(&key.id, name));
+    let deadline = call.deadline.map_or(deadline, |end| end.min(deadline));
+    Question { ticket, key: key.id.clone(), call, session, scope, tried, deadline }
 }
 
 impl Handler<Left> for Front {
@@ -112,5 +142,6 @@ impl Handler<Drain> for Front {
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {
         self.draining.store(true, SeqCst);
+        self.scheduler.addr().do_send(Close);
     }
 }

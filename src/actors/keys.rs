@@ -4,8 +4,8 @@
 //! revocation holds for every worker and every running call the moment it is made, and a key's slots survive
 //! every edit. Edits go through one lock together with the store, so that both see them in the same order.
 
-use super::permit::Slots;
 use crate::domain::document::Document;
+use crate::domain::slots::Slots;
 use crate::domain::{Key, KeyHash, KeyId, Time};
 use crate::store::{Keys, StoreError};
 use arc_swap::ArcSwap;

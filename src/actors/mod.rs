@@ -3,8 +3,8 @@
 //! | actor | asked | told |
 //! | --- | --- | --- |
 //! | [`Front`] | [`front::Drain`] | [`front::Route`], [`reply::Left`] |
-//! | [`Scheduler`] | [`scheduler::Explain`], [`scheduler::Survey`] | [`scheduler::Select`], [`reply::Left`], [`scheduler::Reported`], [`scheduler::Gone`] |
-//! | [`Account`] | [`account::Acquire`], [`account::Probe`], [`account::Describe`] | [`account::Settled`], [`account::Amended`] |
+//! | [`Scheduler`] | [`scheduler::Explain`], [`scheduler::Survey`] | [`scheduler::Select`], [`reply::Left`], [`scheduler::Reported`], [`scheduler::Freed`], [`scheduler::Gone`], [`scheduler::Close`] |
+//! | [`Account`] | [`account::Acquire`], [`account::Probe`], [`account::Describe`] | [`account::Settled`], [`account::Amended`], [`account::Reset`] |
 //! | [`Roster`] | [`roster::Enlist`], [`roster::Amend`], [`roster::Retire`], [`roster::Find`] | [`roster::Down`] |
 //! | [`Ledger`] | [`ledger::Flush`] | |
 //!
@@ -24,22 +24,26 @@ pub mod scheduler;
 pub mod seats;
 pub mod watch;
 
+pub use crate::domain::slots::Slots;
 pub use account::Account;
 pub use front::{Admission, Front};
 pub use keys::{KeyEntry, KeyRing};
 pub use ledger::Ledger;
-pub use permit::{Pass, Permit, Slots};
+pub use permit::{Pass, Permit};
 pub use roster::Roster;
 pub use scheduler::Scheduler;
 
 use crate::clock::Clock;
+use crate::domain::dispatch::Rules;
 use crate::domain::health::Policy;
-use crate::domain::{AccountId, Call, ProbeReport, Refusal};
+use crate::domain::retry::RetryBudget;
+use crate::domain::{AccountId, Call, ProbeKind, ProbeReport, Refusal};
 use crate::platform::Plan;
 use crate::store::Stores;
 use crate::store::journal::{JournalHealth, Settler};
 use actix::{Actor, Addr, Arbiter, ArbiterHandle};
 use arc_swap::ArcSwapOption;
+use chrono::TimeDelta;
 use futures_util::future::LocalBoxFuture;
 use reply::{Reply, Ticket, TicketCounter};
 use scheduler::Scope;
@@ -48,9 +52,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// Sends one small request through a plan and says what came back; given from outside, so that the actors
+/// Sends one small request of a kind, for a model, through a plan and says what came back; given from outside, so that the actors
 /// know no socket. Runs on the control thread.
-pub type ProbeFn = Arc<dyn Fn(Arc<Plan>, String) -> LocalBoxFuture<'static, ProbeReport> + Send + Sync>;
+pub type ProbeFn = Arc<dyn Fn(Arc<Plan>, ProbeKind, String) -> LocalBoxFuture<'static, ProbeReport> + Send + Sync>;
 
 /// The address of an actor that may be respawned: read it anew for every message.
 pub struct Live<A: Actor>(Arc<ArcSwapOption<Addr<A>>>);
@@ -91,8 +95,14 @@ pub struct Parts {
     pub settle_interval: Duration,
     /// The clock.
     pub clock: Clock,
-    /// Cooldowns.
+    /// Cooldowns and the circuit breaker.
     pub policy: Policy,
+    /// Waiting and sessions.
+    pub dispatch: Rules,
+    /// How long a call may wait for an account.
+    pub wait: TimeDelta,
+    /// How many calls may be tried again.
+    pub retries: RetryBudget,
     /// How to probe an account.
     pub probe: ProbeFn,
     /// The model a probe asks for unless told.
@@ -118,6 +128,8 @@ pub struct Actors {
     pub seats: Arc<Seats>,
     /// Tickets.
     pub tickets: Arc<TicketCounter>,
+    clock: Clock,
+    wait: TimeDelta,
     arbiters: [ArbiterHandle; 2],
     draining: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
@@ -132,13 +144,16 @@ pub async fn start(parts: Parts) -> Result<Actors, crate::store::StoreError> {
     // Roster retries what it cannot read; at start that is an error.
     parts.stores.accounts.list().await?;
     let (control, books) = (Arbiter::new(), Arbiter::new());
+    let (scheduler, wait) = (Live::empty(), parts.wait);
     let actors = Actors {
         front: Live::empty(),
-        scheduler: Live::empty(),
+        seats: Arc::new(Seats::new(scheduler.clone())),
+        scheduler,
+        clock: parts.clock.clone(),
+        wait,
         roster: Live::empty(),
         ledger: Live::empty(),
         keys,
-        seats: Arc::new(Seats::default()),
         tickets: Arc::default(),
         arbiters: [control.handle(), books.handle()],
         draining: Arc::default(),
@@ -170,15 +185,17 @@ impl Actors {
         &self,
         key: Arc<KeyEntry>,
         call: Arc<Call>,
-        tried: Vec<AccountId>,
+        tried: Arc<[AccountId]>,
         mut pass: Option<Pass>,
     ) -> Result<Admission, Refusal> {
+        // A call that holds a pass has been let in, and sent, before.
+        let again = pass.is_some();
         // A reply dropped unanswered means that Front or Scheduler died with it: its successor is asked once.
         for _ in 0..2 {
             let ticket = Ticket::new(&self.front, &self.tickets);
             let (reply, answer) = Reply::channel();
             let (key, call, tried, pass) = (key.clone(), call.clone(), tried.clone(), pass.take());
-            self.front.addr().do_send(front::Route { ticket: ticket.id(), key, call, tried, pass, reply });
+            self.front.addr().do_send(front::Route { ticket: ticket.id(), key, call, tried, again, pass, reply });
             if let Ok(answer) = answer.await {
                 ticket.answered();
                 return answer;
@@ -192,10 +209,12 @@ impl Actors {
     ///
     /// # Errors
     /// The refusal to answer with.
-    pub async fn select(&self, call: Arc<Call>, scope: Scope, tried: Vec<AccountId>) -> Result<Permit, Refusal> {
+    pub async fn select(&self, call: Arc<Call>, scope: Scope, tried: &[AccountId]) -> Result<Permit, Refusal> {
         let ticket = Ticket::new(&self.front, &self.tickets);
         let (reply, answer) = Reply::channel();
-        self.scheduler.addr().do_send(scheduler::Select { ticket: ticket.id(), call, scope, tried, reply });
+        let deadline = call.deadline.unwrap_or(self.clock.now() + self.wait);
+        let question = scheduler::question(ticket.id(), call, scope, tried, deadline);
+        self.scheduler.addr().do_send(scheduler::Select { question, reply });
         let answer = answer.await;
         ticket.answered();
         answer.unwrap_or(Err(Refusal::Internal))

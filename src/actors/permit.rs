@@ -1,79 +1,17 @@
-//! The concurrency semaphore of an account or a key, and the proofs that a call holds one of its slots.
+//! The proofs that a call holds a slot: of an account, and of its key.
 //!
-//! Slots outlive their actor: a permit gives its slot back by itself, with no mailbox in between, and an
-//! account that was respawned after a panic still counts the calls that its predecessor granted.
+//! A permit gives its slot back by itself, with no mailbox in between, and an account that was respawned after a
+//! panic still counts the calls that its predecessor granted: the slots are shared, see [`crate::domain::slots`].
 
 use super::account::{Account, Settled};
-use crate::domain::{AccountId, Outcome, Time};
+use crate::domain::slots::{Slot, Slots, Trial};
+use crate::domain::standing::Grant;
+use crate::domain::{AccountId, Outcome, Reading, Time};
 use crate::platform::Plan;
 use actix::Addr;
+use chrono::TimeDelta;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
-
-/// A limit and how much of it is taken.
-#[derive(Debug)]
-pub struct Slots {
-    limit: AtomicU32,
-    in_use: AtomicU32,
-    /// Nothing speaks against the account, so that one more success is no news for its actor: it is noted here
-    /// instead of being told, which spares a message and the waking of a thread for nearly every call.
-    well: AtomicBool,
-    /// The last success noted: milliseconds since 1970 times 1,000, plus its status; 0 is none.
-    last_success: AtomicI64,
-}
-
-impl Slots {
-    /// `limit` free slots.
-    pub fn new(limit: u32) -> Arc<Self> {
-        let (limit, in_use) = (AtomicU32::new(limit), AtomicU32::new(0));
-        Arc::new(Self { limit, in_use, well: AtomicBool::new(false), last_success: AtomicI64::new(0) })
-    }
-
-    /// Takes a slot, unless all are taken. Checked and taken in one step.
-    pub fn try_take(self: &Arc<Self>) -> Option<Slot> {
-        let limit = self.limit();
-        let more = |n| (n < limit).then_some(n + 1);
-        self.in_use.fetch_update(SeqCst, SeqCst, more).ok().map(|_| Slot(self.clone()))
-    }
-
-    /// Slots taken now. May exceed [`Slots::limit`] for a while after the limit was lowered.
-    pub fn in_use(&self) -> u32 {
-        self.in_use.load(SeqCst)
-    }
-
-    /// Slots in all.
-    pub fn limit(&self) -> u32 {
-        self.limit.load(SeqCst)
-    }
-
-    /// The account's actor says whether successes are news to it.
-    pub(super) fn set_well(&self, well: bool) {
-        self.well.store(well, SeqCst);
-    }
-
-    /// The last success that was noted and not told: when, and its status.
-    pub fn last_success(&self) -> Option<(Time, i64)> {
-        let noted = self.last_success.load(SeqCst);
-        let at = chrono::DateTime::from_timestamp_millis(noted / 1_000)?;
-        (noted != 0).then_some((at, noted % 1_000))
-    }
-
-    /// Changes the limit; calls that run are not touched.
-    pub fn set_limit(&self, limit: u32) {
-        self.limit.store(limit, SeqCst);
-    }
-}
-
-/// One slot; dropping it gives it back.
-#[derive(Debug)]
-pub struct Slot(Arc<Slots>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.in_use.fetch_sub(1, SeqCst);
-    }
-}
 
 /// Proof that a call holds one slot of a key's own limit.
 #[derive(Debug)]
@@ -91,14 +29,27 @@ impl Pass {
 #[derive(Debug)]
 pub struct Permit {
     slot: Slot,
+    /// The call is the one that a half-open account is tried with.
+    trial: Option<Trial>,
     plan: Arc<Plan>,
-    generation: u64,
+    ticket: Granted,
     account: Addr<Account>,
 }
 
+/// When, and by which credential, a permit was granted.
+#[derive(Debug, Clone, Copy)]
+pub struct Granted {
+    /// When.
+    pub at: Time,
+    /// Which credential the account had.
+    pub generation: u64,
+    /// The window over which successes are counted.
+    pub window: TimeDelta,
+}
+
 impl Permit {
-    pub(super) fn new(slot: Slot, plan: Arc<Plan>, generation: u64, account: Addr<Account>) -> Self {
-        Self { slot, plan, generation, account }
+    pub(super) fn new(grant: Grant, plan: Arc<Plan>, ticket: Granted, account: Addr<Account>) -> Self {
+        Self { slot: grant.slot, trial: grant.trial, plan, ticket, account }
     }
 
     /// Whose slot it is.
@@ -111,16 +62,23 @@ impl Permit {
         &self.plan
     }
 
-    /// Tells the account what the attempt came to at `now`.
-    pub fn settle(&self, outcome: Outcome, now: Time) {
-        let slots = &self.slot.0;
-        if let Outcome::Success { status } = outcome
-            && slots.well.load(SeqCst)
-        {
-            slots.last_success.store(now.timestamp_millis() * 1_000 + i64::from(status), SeqCst);
-            return;
+    /// The answer's first byte came after so long.
+    pub fn first_byte(&self, took: Duration) {
+        self.slot.of().vitals().note_first_byte(took);
+    }
+
+    /// Tells the account what the attempt came to at `now`, and how full its windows are.
+    pub fn settle(&mut self, outcome: Outcome, readings: Vec<Reading>, now: Time) {
+        let vitals = self.slot.of().vitals();
+        if let Outcome::Success { status } = outcome {
+            vitals.note_success(status, now, self.ticket.window);
+            let fullest = readings.iter().map(|r| r.used).max();
+            if vitals.is_well() && fullest.is_none_or(|used| !vitals.is_news(used)) {
+                return;
+            }
         }
-        self.account.do_send(Settled { outcome, generation: self.generation });
+        let trial = self.trial.take();
+        self.account.do_send(Settled { outcome, readings, granted: self.ticket, trial });
     }
 
     /// Gives the slot back only after `linger`: for a call that was aborted, whose upstream may still be at
@@ -135,39 +93,5 @@ impl Permit {
                 drop(slot);
             });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_limit_is_never_exceeded_and_every_slot_comes_back() {
-        let slots = Slots::new(5);
-        let threads: Vec<_> = (0..8)
-            .map(|_| {
-                let slots = slots.clone();
-                std::thread::spawn(move || {
-                    for _ in 0..10_000 {
-                        let slot = slots.try_take();
-                        assert!(slots.in_use() <= 5);
-                        drop(slot);
-                    }
-                })
-            })
-            .collect();
-        threads.into_iter().for_each(|t| t.join().unwrap());
-        assert_eq!(slots.in_use(), 0);
-    }
-
-    #[test]
-    fn lowering_the_limit_keeps_running_calls_and_refuses_new_ones() {
-        let slots = Slots::new(2);
-        let held = [slots.try_take().unwrap(), slots.try_take().unwrap()];
-        slots.set_limit(1);
-        assert!(slots.try_take().is_none());
-        drop(held);
-        assert!(slots.try_take().is_some());
     }
 }

@@ -5,6 +5,7 @@
 //! gone drops what it carries, which gives permits and passes back.
 
 use super::{Front, Live};
+pub use crate::domain::TicketId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use tokio::sync::oneshot;
@@ -30,10 +31,6 @@ impl<T: Send + 'static> Reply<T> {
         (self.0)(answer);
     }
 }
-
-/// Names one waiting question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TicketId(pub u64);
 
 /// Tells Front, and through it the Scheduler, that the asker of a question no longer waits.
 #[derive(Debug, Clone, Copy, actix::Message)]

@@ -1,7 +1,7 @@
-//! Scheduler: keeps a view of every account and finds one that takes a call.
+//! Scheduler: finds every call an account, or a place in the line. It carries out what [`Dispatch`] decides: asks
+//! accounts, answers those who asked, and wakes itself when somebody's time is over.
 //!
-//! In a large pool of equals it looks at a few instead of all. Its views are advice: only the Account grants. It asks the best candidate, and on `Busy` walks on to the
-//! next, each account at most once. In this form a call that finds nobody is refused at once.
+//! Its views are advice: only the Account grants. It asks the best candidate, and on `Busy` the next.
 
 use super::account::{Account, AccountView, Acquire, Busy};
 use super::permit::Permit;
@@ -9,115 +9,75 @@ use super::reply::{Left, Reply, TicketId};
 use super::watch::Watch;
 use super::{Actors, Parts};
 use crate::clock::Clock;
-use crate::domain::selection::{self, Candidate};
-use crate::domain::verdict::{Code, Verdict, glance};
+use crate::domain::dispatch::{Command, Dispatch, Explanation, Question};
 use crate::domain::{AccountId, Call, Refusal, Time};
 use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, MailboxError, Message, SpawnHandle, WrapFuture,
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, MailboxError, Message, MessageResult, SpawnHandle,
+    WrapFuture,
 };
-use std::collections::{BTreeMap, HashMap};
+use chrono::TimeDelta;
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+pub use crate::domain::dispatch::Scope;
 
 /// The actor.
 pub struct Scheduler {
-    entries: Vec<Entry>,
-    index: HashMap<AccountId, usize>,
-    /// How many entries have each priority.
-    priorities: BTreeMap<i64, usize>,
-    dice: Dice,
-    pending: HashMap<TicketId, (SpawnHandle, AccountId)>,
+    dispatch: Dispatch,
+    addrs: HashMap<AccountId, Addr<Account>>,
+    replies: HashMap<TicketId, Reply<Result<Permit, Refusal>>>,
+    asks: HashMap<TicketId, SpawnHandle>,
+    alarm: Option<(Time, SpawnHandle)>,
     clock: Clock,
+    draining: Arc<AtomicBool>,
     _watch: Watch,
-}
-
-struct Entry {
-    view: AccountView,
-    picks: u64,
-    /// Asked, and not answered yet: counted as load, or calls that arrive together would all see the same free one.
-    asked: u32,
-}
-
-/// A pool of so many accounts is looked at whole for every call; a larger one is sampled.
-const SCANNED: usize = 64;
-
-/// Accounts looked at in a large pool: with 8, half of the pool may be out and one call in 256 costs a whole look.
-const SAMPLE: usize = 8;
-
-/// A generator for sampling (xorshift64*): fast, and the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as usize;
-        high % n
-    }
-}
-
-impl Entry {
-    /// This account as a candidate, if it may take the call.
-    fn candidate(&self, call: &Call, tried: &[AccountId], now: Time) -> Option<Candidate<'_>> {
-        let AccountView { account, health, slots, .. } = &self.view;
-        let in_use = slots.in_use();
-        let seen = glance(account, health, in_use, Some(call), now);
-        (seen.schedulable() && !tried.contains(&account.id)).then(|| Candidate {
-            id: &account.id,
-            priority: account.priority,
-            weight: account.weight,
-            in_use: in_use + self.asked,
-            limit: account.concurrency_limit,
-            picks: self.picks,
-            last_resort: seen.last_resort(),
-        })
-    }
-}
-
-/// Which accounts may be considered.
-#[derive(Debug, Clone)]
-pub enum Scope {
-    /// Every one.
-    All,
-    /// These and no others, even if none of them can.
-    Only(Arc<[AccountId]>),
 }
 
 /// Finds an account for one call.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Select {
-    /// The caller's place in the line.
-    pub ticket: TicketId,
-    /// Which call.
-    pub call: Arc<Call>,
-    /// Among which accounts.
-    pub scope: Scope,
-    /// But not these.
-    pub tried: Vec<AccountId>,
+    /// Which call, whose, and among which accounts.
+    pub question: Question,
     /// Where the answer goes.
     pub reply: Reply<Result<Permit, Refusal>>,
 }
 
-/// Each account's verdict over a call, now.
+/// What would become of a call now, and each account's verdict over it.
 #[derive(Message)]
-#[rtype(result = "Vec<(AccountId, Verdict)>")]
-pub struct Explain {
-    /// Which call.
-    pub call: Arc<Call>,
-    /// Among which accounts.
-    pub scope: Scope,
-}
+#[rtype(result = "Explanation")]
+pub struct Explain(pub Question);
 
-/// Every view, by id.
+/// Every account as the Scheduler sees it, by id, and how many calls wait that it could take.
 #[derive(Message)]
-#[rtype(result = "Vec<AccountView>")]
+#[rtype(result = "Overview")]
 pub struct Survey;
+
+/// What [`Survey`] finds.
+pub struct Overview {
+    /// By id.
+    pub accounts: Vec<AccountView>,
+    /// Calls that wait.
+    pub waiting: usize,
+    /// Sessions whose home is remembered.
+    pub sessions: usize,
+    /// So many accounts are ejected that breakers are put aside.
+    pub bounded: bool,
+}
 
 /// An account says how it is.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Reported(pub AccountView);
+
+/// A slot of this account came back, and somebody may want it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Freed {
+    /// Whose.
+    pub id: AccountId,
+}
 
 /// An account is gone, or its actor is dead.
 #[derive(Message)]
@@ -127,147 +87,93 @@ pub struct Gone {
     pub id: AccountId,
 }
 
+/// Nobody is let in any more: those who wait are told.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Close;
+
 impl Scheduler {
     pub(super) fn new(parts: &Parts, actors: &Actors, watch: Watch) -> Self {
+        let now = parts.clock.now();
         let mut new = Self {
-            entries: Vec::new(),
-            index: HashMap::new(),
-            priorities: BTreeMap::new(),
-            dice: Dice(0x9E37_79B9_7F4A_7C15),
-            pending: HashMap::new(),
+            dispatch: Dispatch::new(parts.dispatch, now.timestamp_millis().unsigned_abs()),
+            addrs: HashMap::new(),
+            replies: HashMap::new(),
+            asks: HashMap::new(),
+            alarm: None,
             clock: parts.clock.clone(),
+            draining: actors.draining.clone(),
             _watch: watch,
         };
-        actors.seats.views().into_iter().for_each(|view| new.put(view));
+        actors.seats.views().into_iter().for_each(|view| new.put(view, now));
         new
     }
 
-    fn put(&mut self, view: AccountView) {
-        if let Some(&at) = self.index.get(&view.account.id) {
-            self.uncount(self.entries[at].view.account.priority);
-        }
-        *self.priorities.entry(view.account.priority).or_default() += 1;
-        match self.index.get(&view.account.id) {
-            Some(&at) => self.entries[at].view = view,
-            None => {
-                self.index.insert(view.account.id.clone(), self.entries.len());
-                // A newcomer starts level with the others, or it would get every call until it had caught up.
-                let picks = self.entries.iter().map(|e| e.picks).min().unwrap_or_default();
-                self.entries.push(Entry { view, picks, asked: 0 });
+    fn put(&mut self, view: AccountView, now: Time) {
+        self.addrs.insert(view.standing.record.id.clone(), view.addr);
+        self.dispatch.put(view.standing, now);
+    }
+
+    /// Carries out what was decided, and sees to it that the next deadline is kept.
+    fn act(&mut self, now: Time, ctx: &mut Context<Self>) {
+        while let Some(command) = self.dispatch.command() {
+            match command {
+                Command::Ask { ticket, account, call, bounded } => match self.addrs.get(&account) {
+                    Some(addr) => {
+                        let ask = addr.send(Acquire { call, bounded }).into_actor(self);
+                        let handle = ctx.spawn(ask.map(move |answer, actor, ctx| actor.answered(ticket, answer, ctx)));
+                        self.asks.insert(ticket, handle);
+                    }
+                    None => self.dispatch.busy(ticket, now),
+                },
+                Command::Refuse { ticket, refusal } => {
+                    if let Some(reply) = self.replies.remove(&ticket) {
+                        reply.send(Err(refusal));
+                    }
+                }
             }
         }
-    }
-
-    fn uncount(&mut self, priority: i64) {
-        if let Some(count) = self.priorities.get_mut(&priority) {
-            *count -= 1;
-            if *count == 0 {
-                self.priorities.remove(&priority);
-            }
-        }
-    }
-
-    fn in_scope<'a>(&'a self, scope: &'a Scope) -> Box<dyn Iterator<Item = &'a Entry> + 'a> {
-        match scope {
-            Scope::All => Box::new(self.entries.iter()),
-            Scope::Only(ids) => Box::new(ids.iter().filter_map(|id| self.index.get(id)).map(|&at| &self.entries[at])),
-        }
-    }
-
-    /// The best account that has not been tried, or `None`.
-    fn pick(
-        &mut self,
-        call: &Call,
-        scope: &Scope,
-        tried: &[AccountId],
-        now: Time,
-    ) -> Option<(AccountId, Addr<Account>)> {
-        let sampled = self.sample(scope, call, tried, now);
-        let at = match sampled {
-            Some(at) => at,
-            None => {
-                let candidates = self.in_scope(scope).filter_map(|entry| entry.candidate(call, tried, now));
-                *self.index.get(selection::best(candidates)?.id)?
-            }
-        };
-        let entry = &mut self.entries[at];
-        entry.picks += 1;
-        entry.asked += 1;
-        Some((entry.view.account.id.clone(), entry.view.addr.clone()))
-    }
-
-    /// The best of a few in a large pool of equals, or `None` if the whole must be looked at: so that a choice does
-    /// not cost more the more accounts there are.
-    fn sample(&mut self, scope: &Scope, call: &Call, tried: &[AccountId], now: Time) -> Option<usize> {
-        let n = self.entries.len();
-        if matches!(scope, Scope::Only(_)) || n <= SCANNED || self.priorities.len() > 1 {
-            return None;
-        }
-        let drawn: [usize; SAMPLE] = std::array::from_fn(|_| self.dice.below(n));
-        let candidates = drawn.iter().filter_map(|&at| self.entries[at].candidate(call, tried, now));
-        let best = selection::best(candidates.filter(|c| !c.last_resort))?;
-        self.index.get(best.id).copied()
-    }
-
-    fn walk(&mut self, job: Select, now: Time, ctx: &mut Context<Self>) {
-        let Some((id, addr)) = self.pick(&job.call, &job.scope, &job.tried, now) else {
-            let refusal = self.refusal(&job, now);
-            return job.reply.send(Err(refusal));
-        };
-        let (ticket, asked) = (job.ticket, id.clone());
-        let ask = addr.send(Acquire { call: job.call.clone() }).into_actor(self);
-        let next = ask.map(move |answer, actor, ctx| actor.answered(answer, asked, job, now, ctx));
-        let handle = ctx.spawn(next);
-        self.pending.insert(ticket, (handle, id));
+        self.set_alarm(now, ctx);
     }
 
     fn answered(
         &mut self,
+        ticket: TicketId,
         answer: Result<Result<Permit, Busy>, MailboxError>,
-        id: AccountId,
-        mut job: Select,
-        now: Time,
         ctx: &mut Context<Self>,
     ) {
-        self.no_longer_asked(job.ticket);
+        let now = self.clock.now();
+        self.asks.remove(&ticket);
         match answer {
-            Ok(Ok(permit)) => job.reply.send(Ok(permit)),
-            // A dead mailbox is as good as busy: Roster is about to respawn it.
-            Ok(Err(Busy(_))) | Err(_) => {
-                job.tried.push(id);
-                self.walk(job, now, ctx);
+            Ok(Ok(permit)) => {
+                self.dispatch.granted(ticket, now);
+                if let Some(reply) = self.replies.remove(&ticket) {
+                    reply.send(Ok(permit));
+                }
             }
+            // A dead mailbox is as good as busy: Roster is about to respawn it.
+            Ok(Err(Busy(_))) | Err(_) => self.dispatch.busy(ticket, now),
         }
+        self.act(now, ctx);
     }
 
-    fn no_longer_asked(&mut self, ticket: TicketId) -> Option<SpawnHandle> {
-        let (handle, id) = self.pending.remove(&ticket)?;
-        if let Some(&at) = self.index.get(&id) {
-            self.entries[at].asked = self.entries[at].asked.saturating_sub(1);
+    fn set_alarm(&mut self, now: Time, ctx: &mut Context<Self>) {
+        let Some(due) = self.dispatch.due() else { return };
+        if self.alarm.as_ref().is_some_and(|(at, _)| *at <= due) {
+            return;
         }
-        Some(handle)
-    }
-
-    fn refusal(&self, job: &Select, now: Time) -> Refusal {
-        let mut counts: BTreeMap<Code, usize> = BTreeMap::new();
-        let mut until = None::<Time>;
-        for entry in self.in_scope(&job.scope) {
-            let AccountView { account, health, slots, .. } = &entry.view;
-            let seen = glance(account, health, slots.in_use(), Some(&job.call), now);
-            // An account that looks free by now was full when it was asked.
-            *counts.entry(seen.first.unwrap_or(Code::AtCapacity)).or_default() += 1;
-            until = [until, seen.end].into_iter().flatten().min();
+        if let Some((_, handle)) = self.alarm.take() {
+            ctx.cancel_future(handle);
         }
-        let mut parts: Vec<_> = counts.iter().map(|(code, n)| format!("{n} {}", code.name())).collect();
-        if parts.is_empty() {
-            parts.push(match &job.scope {
-                Scope::All => "none is enlisted".to_owned(),
-                Scope::Only(_) => "none of those this key is bound to is enlisted".to_owned(),
-            });
-        }
-        let common = counts.keys().next().copied().filter(|_| counts.len() == 1);
-        let transient = counts.keys().any(|code| code.passes_by_itself());
-        Refusal::NoAccount { common, summary: parts.join(", "), until, transient }
+        // Not before: half a millisecond early would be a turn for nothing.
+        let wait = (due - now).max(TimeDelta::zero()) + TimeDelta::milliseconds(1);
+        let handle = ctx.run_later(wait.to_std().unwrap_or_default(), |actor, ctx| {
+            actor.alarm = None;
+            let now = actor.clock.now();
+            actor.dispatch.tick(now);
+            actor.act(now, ctx);
+        });
+        self.alarm = Some((due, handle));
     }
 }
 
@@ -279,8 +185,13 @@ impl Handler<Select> for Scheduler {
     type Result = ();
 
     fn handle(&mut self, msg: Select, ctx: &mut Self::Context) {
+        if self.draining.load(SeqCst) {
+            return msg.reply.send(Err(Refusal::Draining));
+        }
         let now = self.clock.now();
-        self.walk(msg, now, ctx);
+        self.replies.insert(msg.question.ticket, msg.reply);
+        self.dispatch.ask(msg.question, now);
+        self.act(now, ctx);
     }
 }
 
@@ -289,49 +200,81 @@ impl Handler<Left> for Scheduler {
 
     /// The walk ends here; a grant that is already under way is dropped with it and gives its slot back.
     fn handle(&mut self, msg: Left, ctx: &mut Self::Context) {
-        if let Some(handle) = self.no_longer_asked(msg.ticket) {
+        let now = self.clock.now();
+        self.replies.remove(&msg.ticket);
+        if let Some(handle) = self.asks.remove(&msg.ticket) {
             ctx.cancel_future(handle);
         }
+        self.dispatch.left(msg.ticket, now);
+        self.act(now, ctx);
     }
 }
 
 impl Handler<Reported> for Scheduler {
     type Result = ();
 
-    fn handle(&mut self, msg: Reported, _: &mut Self::Context) {
-        self.put(msg.0);
+    fn handle(&mut self, msg: Reported, ctx: &mut Self::Context) {
+        let now = self.clock.now();
+        self.put(msg.0, now);
+        self.act(now, ctx);
+    }
+}
+
+impl Handler<Freed> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, msg: Freed, ctx: &mut Self::Context) {
+        let now = self.clock.now();
+        self.dispatch.freed(&msg.id, now);
+        self.act(now, ctx);
     }
 }
 
 impl Handler<Gone> for Scheduler {
     type Result = ();
 
-    fn handle(&mut self, msg: Gone, _: &mut Self::Context) {
-        let Some(at) = self.index.remove(&msg.id) else { return };
-        let gone = self.entries.swap_remove(at);
-        self.uncount(gone.view.account.priority);
-        if let Some(moved) = self.entries.get(at) {
-            self.index.insert(moved.view.account.id.clone(), at);
-        }
+    fn handle(&mut self, msg: Gone, ctx: &mut Self::Context) {
+        let now = self.clock.now();
+        self.addrs.remove(&msg.id);
+        self.dispatch.remove(&msg.id, now);
+        self.act(now, ctx);
+    }
+}
+
+impl Handler<Close> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, _: Close, ctx: &mut Self::Context) {
+        self.dispatch.refuse_all(&Refusal::Draining);
+        self.act(self.clock.now(), ctx);
     }
 }
 
 impl Handler<Explain> for Scheduler {
-    type Result = Vec<(AccountId, Verdict)>;
+    type Result = MessageResult<Explain>;
 
     fn handle(&mut self, msg: Explain, _: &mut Self::Context) -> Self::Result {
-        let now = self.clock.now();
-        let said = self.in_scope(&msg.scope).map(|e| (e.view.account.id.clone(), e.view.verdict(Some(&msg.call), now)));
-        said.collect()
+        MessageResult(self.dispatch.explain(&msg.0, self.clock.now()))
     }
 }
 
 impl Handler<Survey> for Scheduler {
-    type Result = Vec<AccountView>;
+    type Result = MessageResult<Survey>;
 
     fn handle(&mut self, _: Survey, _: &mut Self::Context) -> Self::Result {
-        let mut views: Vec<_> = self.entries.iter().map(|e| e.view.clone()).collect();
-        views.sort_by(|a, b| a.account.id.cmp(&b.account.id));
-        views
+        let seen = self.dispatch.survey().into_iter().filter_map(|(standing, waiting)| {
+            let addr = self.addrs.get(&standing.record.id)?.clone();
+            Some(AccountView { standing, addr, waiting })
+        });
+        let mut accounts: Vec<_> = seen.collect();
+        accounts.sort_by(|a, b| a.standing.record.id.cmp(&b.standing.record.id));
+        let (waiting, sessions) = (self.dispatch.waiting(), self.dispatch.sessions());
+        MessageResult(Overview { accounts, waiting, sessions, bounded: self.dispatch.is_bounded(self.clock.now()) })
     }
+}
+
+/// A question of somebody who has no key, for tests and tools that talk to the Scheduler itself.
+pub fn question(ticket: TicketId, call: Arc<Call>, scope: Scope, tried: &[AccountId], deadline: Time) -> Question {
+    let key = crate::domain::KeyId::new("-");
+    Question { ticket, key, call, session: None, scope, tried: tried.into(), deadline }
 }

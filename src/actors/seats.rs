@@ -3,10 +3,12 @@
 //! Shared by Roster (who fills it), the accounts (who report into it) and the Scheduler, whose successor after
 //! a panic starts from these views instead of an empty pool.
 
-use super::Account;
 use super::account::AccountView;
-use super::permit::Slots;
-use crate::domain::AccountId;
+use super::scheduler::Freed;
+use super::{Account, Live, Scheduler};
+use crate::domain::health::Health;
+use crate::domain::slots::Slots;
+use crate::domain::{AccountId, Standing};
 use actix::Addr;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -16,7 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 struct Seat {
     slots: Option<Arc<Slots>>,
     addr: Option<Addr<Account>>,
-    view: Option<AccountView>,
+    /// How it stood when it last reported, be its actor alive or not.
+    standing: Option<Standing>,
 }
 
 #[derive(Default)]
@@ -28,16 +31,27 @@ struct Seating {
 }
 
 /// Every enlisted account.
-#[derive(Default)]
-pub struct Seats(Mutex<Seating>);
+pub struct Seats {
+    seating: Mutex<Seating>,
+    /// Who is told of a watched slot that comes back.
+    scheduler: Live<Scheduler>,
+}
 
 impl Seats {
+    pub(super) fn new(scheduler: Live<Scheduler>) -> Self {
+        Self { seating: Mutex::default(), scheduler }
+    }
+
     /// The account's slots, made at first sight.
     pub(super) fn slots(&self, id: &AccountId, limit: u32) -> Arc<Slots> {
+        let bell = {
+            let (scheduler, id) = (self.scheduler.clone(), id.clone());
+            move || scheduler.addr().do_send(Freed { id: id.clone() })
+        };
         let mut seating = self.lock();
         let left = seating.retired.remove(id).and_then(|weak| weak.upgrade());
         let seat = seating.enlisted.entry(id.clone()).or_default();
-        let slots = seat.slots.get_or_insert_with(|| left.unwrap_or_else(|| Slots::new(limit)));
+        let slots = seat.slots.get_or_insert_with(|| left.unwrap_or_else(|| Slots::with_bell(limit, bell)));
         slots.set_limit(limit);
         slots.clone()
     }
@@ -46,18 +60,23 @@ impl Seats {
         self.lock().enlisted.entry(id.clone()).or_default().addr = Some(addr);
     }
 
-    /// The view stands only while the account is enlisted.
-    pub(super) fn report(&self, view: &AccountView) {
-        if let Some(seat) = self.lock().enlisted.get_mut(&view.account.id) {
-            seat.view = Some(view.clone());
+    /// Kept only while the account is enlisted.
+    pub(super) fn report(&self, standing: &Standing) {
+        if let Some(seat) = self.lock().enlisted.get_mut(&standing.record.id) {
+            seat.standing = Some(standing.clone());
         }
+    }
+
+    /// The health that the account reported last, for its successor after a panic: a window that is used up is so
+    /// still.
+    pub(super) fn health(&self, id: &AccountId) -> Option<Health> {
+        self.lock().enlisted.get(id)?.standing.as_ref().map(|s| s.health.clone())
     }
 
     /// The actor is dead: it is not to be asked, but what it granted still counts.
     pub(super) fn down(&self, id: &AccountId) {
         if let Some(seat) = self.lock().enlisted.get_mut(id) {
             seat.addr = None;
-            seat.view = None;
         }
     }
 
@@ -82,9 +101,13 @@ impl Seats {
         self.lock().enlisted.values().filter_map(|s| s.addr.clone()).filter(Addr::connected).collect()
     }
 
-    /// Every view.
+    /// Every account that answers, as it reported last.
     pub fn views(&self) -> Vec<AccountView> {
-        self.lock().enlisted.values().filter_map(|s| s.view.clone()).collect()
+        let view = |seat: &Seat| {
+            let addr = seat.addr.clone().filter(Addr::connected)?;
+            Some(AccountView { standing: seat.standing.clone()?, addr, waiting: 0 })
+        };
+        self.lock().enlisted.values().filter_map(view).collect()
     }
 
     /// Every enlisted account's id, and whether its actor is alive.
@@ -102,6 +125,6 @@ impl Seats {
 
     /// A panic elsewhere while the lock was held leaves a map that is whole: every edit is one step.
     fn lock(&self) -> MutexGuard<'_, Seating> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seating.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

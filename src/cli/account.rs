@@ -1,11 +1,13 @@
 //! `account add|list|show|set|remove|test`: upstream accounts, by way of the Admin API.
 //!
-//! Called by `cli::run`. The relay checks every field and names the one at fault; only what would never leave
+//! Called by `cli::run`; what an operator does to a running account is in `operate`. The relay checks every field and names the one at fault; only what would never leave
 //! this machine is checked here. Secrets come from a file, standard input or a named variable.
 
 use super::client::{ClientFlags, Relay, TEST_PATIENCE};
 use super::input::{read_object, read_variable};
-use super::table::{Table, cell, record, time_cell};
+use super::operate::{self, Operation};
+use super::pool::NO_ACCOUNTS;
+use super::table::{Table, cell, items, record, time_cell};
 use super::{Failure, show};
 use crate::domain::{AccountId, Time};
 use chrono::Utc;
@@ -61,6 +63,8 @@ enum Action {
         #[arg(long)]
         model: Option<String>,
     },
+    #[command(flatten)]
+    Operate(Operation),
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +77,7 @@ struct Changes {
     #[arg(long)]
     name: Option<String>,
     /// The operator's first switch
-    #[arg(long, value_parser = ["active", "disabled"])]
+    #[arg(long, value_parser = ["active", "draining", "disabled"])]
     status: Option<String>,
     /// The operator's second switch: keep it, but send it nothing
     #[arg(long, value_name = "true|false")]
@@ -84,6 +88,15 @@ struct Changes {
     /// Lower goes first
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     priority: Option<i64>,
+    /// Its share among those of one priority
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    weight: Option<u32>,
+    /// How much of the upstream's quota to leave untouched
+    #[arg(long, value_name = "PERCENT", value_parser = value_parser!(u8).range(0..=99))]
+    reserve: Option<u8>,
+    /// What the relay asks its upstream to find out whether it is well
+    #[arg(long, value_parser = ["count_tokens", "models", "messages", "none"])]
+    probe: Option<String>,
     /// A label for keys and people; empty clears it
     #[arg(long)]
     group: Option<String>,
@@ -114,6 +127,9 @@ impl Changes {
             ("schedulable", self.schedulable.map(Value::from)),
             ("concurrencyLimit", self.concurrency.map(Value::from)),
             ("priority", self.priority.map(Value::from)),
+            ("weight", self.weight.map(Value::from)),
+            ("reserve", self.reserve.map(Value::from)),
+            ("probe", self.probe.map(Value::from)),
             ("group", self.group.map(empty_clears)),
             ("description", self.description.map(empty_clears)),
         ];
@@ -155,16 +171,16 @@ pub fn run(args: AccountArgs) -> Result<(), Failure> {
         Action::Test { id, model } => {
             let body = model.map(|model| ("model".to_owned(), Value::String(model))).into_iter().collect();
             let answer = relay()?.post(&format!("/accounts/{id}/test"), body, Some(TEST_PATIENCE))?;
-            show(json, &answer, verdict)?;
-            if answer["ok"] == true { Ok(()) } else { Err(Failure::Told) }
+            show_tested(json, &answer)
         }
+        Action::Operate(operation) => operate::run(operation, &args.client),
     }
 }
 
 fn list(answer: &Value, now: Time) -> String {
-    let accounts = answer["accounts"].as_array().map_or(&[][..], Vec::as_slice);
+    let accounts = items(answer, "accounts");
     if accounts.is_empty() {
-        return "No accounts yet. Add one with: claude-relay account add --file account.json".to_owned();
+        return NO_ACCOUNTS.to_owned();
     }
     let mut table = Table::new(&[
         "ID",
@@ -200,15 +216,53 @@ fn list(answer: &Value, now: Time) -> String {
     table.render()
 }
 
-/// What a test found, in a sentence.
-fn verdict(answer: &Value) -> String {
+/// Shows what a test or a probe found; one that failed is a failure of the command too.
+pub(super) fn show_tested(json: bool, answer: &Value) -> Result<(), Failure> {
+    show(json, answer, tested)?;
+    if answer["ok"] == true { Ok(()) } else { Err(Failure::Told) }
+}
+
+fn tested(answer: &Value) -> String {
     let word = if answer["ok"] == true { "ok" } else { "failed" };
     let mut table = Table::new(&["", ""]);
     table.row([cell(answer.get("account")), word.to_owned()]);
-    for name in ["model", "outcome", "status", "error_type", "message", "duration_ms"] {
+    for name in ["model", "probe", "outcome", "status", "error_type", "message", "duration_ms"] {
         if let Some(value) = answer.get(name).filter(|v| !v.is_null()) {
             table.row([name.to_owned(), cell(Some(value))]);
         }
     }
     table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use serde_json::json;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        changes: Changes,
+    }
+
+    #[test]
+    fn a_flag_becomes_the_field_that_the_relay_knows() {
+        let patch = |line: &str| Line::parse_from(line.split(' ')).changes.patch().unwrap();
+        assert_eq!(
+            Value::Object(patch("set --status draining --weight 50 --reserve 10 --probe models --concurrency 3")),
+            json!({"status": "draining", "weight": 50, "reserve": 10, "probe": "models", "concurrencyLimit": 3})
+        );
+        assert_eq!(Value::Object(patch("set --reserve 0 --group=")), json!({"reserve": 0, "group": null}));
+    }
+
+    #[test]
+    fn a_test_and_a_probe_say_what_was_found() {
+        let answer = json!({"account": "a", "ok": false, "probe": "count_tokens", "outcome": "rate_limited",
+            "status": 429, "error_type": null, "message": "slow\u{1b}[31m", "duration_ms": 12});
+        let text = "a            failed\nprobe        count_tokens\noutcome      rate_limited\nstatus       429\n\
+                    message      slow\u{fffd}[31m\nduration_ms  12\n";
+        assert_eq!(tested(&answer), text);
+        assert_eq!(tested(&json!({"ok": true})), "-  ok\n");
+    }
 }

@@ -1,6 +1,6 @@
 //! How the client commands reach a relay: its Admin API over HTTP, with the bearer token.
 //!
-//! Called by `account`, `key` and `status`. A local relay is found by its data directory, where it leaves the
+//! Called by every client command. A local relay is found by its data directory, where it leaves the
 //! token (`admin-token`) and, while it runs, its address (`admin-url`); any other by `--admin-url`. Redirects
 //! are not followed, so the token goes to nobody else.
 
@@ -106,6 +106,11 @@ impl Relay {
     /// POST an object.
     pub fn post(&self, path: &str, body: Map<String, Value>, patience: Option<Duration>) -> Result<Value, Failure> {
         self.ask(Method::POST, path, &[], Some(body), patience.unwrap_or(PATIENCE))
+    }
+
+    /// POST without a body: the path says it all.
+    pub fn command(&self, path: &str, patience: Option<Duration>) -> Result<Value, Failure> {
+        self.ask(Method::POST, path, &[], None, patience.unwrap_or(PATIENCE))
     }
 
     /// PATCH with the fields to change.

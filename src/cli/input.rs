@@ -1,6 +1,6 @@
 //! Where the client commands take secrets and records from: a file, standard input, a named variable.
 //!
-//! Called by `account`. There is no way to give a secret as an argument: arguments show in `ps` and in the
+//! Called by `account` and `key`. There is no way to give a secret as an argument: arguments show in `ps` and in the
 //! shell's history.
 
 use super::Failure;

@@ -5,12 +5,17 @@
 
 mod account;
 mod client;
+mod explain;
 mod input;
 mod key;
 mod migrate;
+mod operate;
+mod pool;
 mod serve;
 mod status;
 mod table;
+mod usage;
+mod watch;
 
 use crate::settings::ServeFlags;
 use clap::{Parser, Subcommand};
@@ -40,8 +45,10 @@ enum Command {
     Key(key::KeyArgs),
     /// What a running relay can do right now
     Status(status::StatusArgs),
+    /// Who would take a call right now, and why no other
+    Explain(explain::ExplainArgs),
     /// What was used, by key, account, model and day
-    Usage(status::UsageArgs),
+    Usage(usage::UsageArgs),
     /// The schema in Redis, or a move of the store from one engine to the other
     Migrate(migrate::MigrateArgs),
 }
@@ -91,7 +98,8 @@ pub fn run() -> ExitCode {
         Command::Account(args) => account::run(args),
         Command::Key(args) => key::run(args),
         Command::Status(args) => status::run(&args),
-        Command::Usage(args) => status::run_usage(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Usage(args) => usage::run(&args),
         Command::Migrate(args) => migrate::run(&args),
     };
     match done {
@@ -153,6 +161,40 @@ mod tests {
     }
 
     #[test]
+    fn the_commands_of_an_operator_are_understood() {
+        for line in [
+            "claude-relay explain --model m",
+            "claude-relay explain --model m --key alice --session s --json",
+            "claude-relay account drain a",
+            "claude-relay account enable a",
+            "claude-relay account disable a --json",
+            "claude-relay account reset a",
+            "claude-relay account probe a",
+            "claude-relay account events a",
+            "claude-relay account set a --status draining --weight 50 --reserve 0 --probe count_tokens",
+            "claude-relay account set a --reserve 99 --probe none",
+            "claude-relay key create --name n --account a --account b --group g --group h",
+            "claude-relay key set k --group g --concurrency 3",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_watch_has_a_pace_of_its_own() {
+        for (line, watch) in [
+            ("claude-relay status", None),
+            ("claude-relay status --watch", Some(2)),
+            ("claude-relay status --watch --json", Some(2)),
+            ("claude-relay status --watch 60 --json", Some(60)),
+            ("claude-relay status --watch=3600", Some(3_600)),
+        ] {
+            let command = parse(line).unwrap().command;
+            assert!(matches!(command, Some(Command::Status(args)) if args.watch == watch), "{line}");
+        }
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         for line in [
             "claude-relay account",
@@ -167,6 +209,18 @@ mod tests {
             "claude-relay key create --name n --expires tomorrow",
             "claude-relay key create --name n --concurrency 0",
             "claude-relay usage --since yesterday",
+            "claude-relay explain",
+            "claude-relay explain --key k",
+            "claude-relay account drain",
+            "claude-relay account events a/b",
+            "claude-relay account set a --weight 0",
+            "claude-relay account set a --reserve 100",
+            "claude-relay account set a --reserve -1",
+            "claude-relay account set a --probe ping",
+            "claude-relay key set",
+            "claude-relay status --watch 0",
+            "claude-relay status --watch 3601",
+            "claude-relay status --watch soon",
             "claude-relay serve --workers two",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");

@@ -54,6 +54,11 @@ pub fn record(value: &Value, now: Time) -> String {
     table.render()
 }
 
+/// The list in the field `name` of `value`; empty where there is none.
+pub fn items<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    value[name].as_array().map_or(&[], Vec::as_slice)
+}
+
 /// A value in one cell: texts bare, lists with commas, nothing as `-`.
 pub fn cell(value: Option<&Value>) -> String {
     match value {
@@ -90,7 +95,8 @@ pub fn relative(text: &str, now: Time) -> Option<String> {
     Some(if ahead { format!("in {distance}") } else { format!("{distance} ago") })
 }
 
-fn clean(text: &str) -> String {
+/// `text` without what could drive a terminal.
+pub fn clean(text: &str) -> String {
     // Beside control characters: the marks that turn the direction of text round.
     let bad = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().map(|c| if bad(c) { '\u{fffd}' } else { c }).collect()

@@ -5,6 +5,8 @@
 
 mod parse;
 
+pub(super) use parse::group_name;
+
 use super::document::{Field, FieldError, Guard};
 use super::{Secret, Time};
 use http::Uri;
@@ -83,6 +85,34 @@ pub enum AuthScheme {
     Bearer,
 }
 
+/// What the relay asks an upstream in order to learn how an account stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// `POST /v1/messages/count_tokens`: costs nothing, and has a limit of its own.
+    CountTokens,
+    /// `GET /v1/models`: costs nothing, where an upstream counts no tokens.
+    Models,
+    /// `POST /v1/messages` for one token: the only one that proves everything, and the only one that costs.
+    Messages,
+    /// The upstream is asked nothing of the relay's own accord.
+    None,
+}
+
+impl ProbeKind {
+    /// Every kind with its name on the wire, the default first.
+    pub const ALL: [(&'static str, ProbeKind); 4] = [
+        ("count_tokens", Self::CountTokens),
+        ("models", Self::Models),
+        ("messages", Self::Messages),
+        ("none", Self::None),
+    ];
+
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+}
+
 /// Which models an account serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Models {
@@ -99,6 +129,20 @@ impl Models {
             Self::Any => Some(model),
             Self::Map(map) => map.get(model).map(String::as_str),
         }
+    }
+
+    /// Whether it serves models of which nobody has heard.
+    pub fn serves_any(&self) -> bool {
+        *self == Self::Any
+    }
+
+    /// The models that it names.
+    pub fn listed(&self) -> impl Iterator<Item = &str> {
+        let map = match self {
+            Self::Any => None,
+            Self::Map(map) => Some(map),
+        };
+        map.into_iter().flat_map(|map| map.keys().map(String::as_str))
     }
 }
 
@@ -121,8 +165,10 @@ pub struct Account {
     pub api_key: Option<Secret>,
     /// Where a console account's token goes.
     pub auth_scheme: AuthScheme,
-    /// `status` is `active`.
+    /// `status` is `active` or `draining`.
     pub active: bool,
+    /// `status` is `draining`: what runs may end here, nothing new begins.
+    pub draining: bool,
     /// The operator's second switch: keep it, but send it nothing.
     pub schedulable: bool,
     /// How many calls it may hold at once.
@@ -131,14 +177,25 @@ pub struct Account {
     pub priority: i64,
     /// A share among equals, 1 to 1,000; 100 unless set.
     pub weight: u32,
-    /// A label for keys and people.
+    /// A label for keys and people, 1 to 64 characters.
     pub group: Option<String>,
+    /// Percent of each of its windows that is kept back, 0 to 99.
+    pub reserve: u8,
+    /// What the relay asks in order to learn how it stands.
+    pub probe: ProbeKind,
     /// Headers added to every request of this account.
     pub headers: Vec<(String, Secret)>,
     /// Which models it serves.
     pub models: Models,
     /// When it stops being used.
     pub expires_at: Option<Time>,
+}
+
+impl Account {
+    /// Whether the operator lets calls in: both switches are on, and it does not drain.
+    pub fn is_enabled(&self) -> bool {
+        self.active && self.schedulable && !self.draining
+    }
 }
 
 const fn field(name: &'static str, alias: Option<&'static str>, guard: Guard) -> Field {
@@ -162,6 +219,8 @@ pub const FIELDS: &[Field] = &[
     field("priority", None, Guard::Open),
     field("weight", None, Guard::Open),
     field("group", None, Guard::Open),
+    field("reserve", None, Guard::Open),
+    field("probe", None, Guard::Open),
     field("headers", None, Guard::SecretMap),
     field("models", None, Guard::Open),
     field("expires_at", Some("expiresAt"), Guard::Open),

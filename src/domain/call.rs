@@ -3,6 +3,7 @@
 //! The body is peeked, never re-written: only `model` and `stream` are looked at, and `model` is remembered by
 //! its place, so that an account that maps model names can exchange those bytes and no others.
 
+use super::Time;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::ops::Range;
@@ -29,6 +30,10 @@ pub struct Call {
     pub stream: bool,
     /// Body bytes.
     pub size: usize,
+    /// What the client calls the conversation; its turns are served from one prompt cache if they can be.
+    pub session: Option<String>,
+    /// Until when it may wait for an account; `None` is as long as the settings allow.
+    pub deadline: Option<Time>,
 }
 
 /// A model's name and the place of its JSON string (quotes included) in the body.
@@ -62,12 +67,37 @@ struct Peek<'a> {
     model: Option<&'a RawValue>,
     #[serde(borrow)]
     stream: Option<&'a RawValue>,
+    #[serde(borrow)]
+    metadata: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt_cache_key: Option<&'a RawValue>,
+}
+
+/// A session's name is no longer than this, bytes.
+const LONGEST_SESSION: usize = 512;
+
+/// The session in `metadata.user_id`: since 2026 Claude Code writes a JSON object there, as a string; before, it was
+/// `user_…_account_…_session_…`. Whatever else stands there names a user, not a conversation.
+fn session_of(metadata: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        user_id: String,
+    }
+    #[derive(Deserialize)]
+    struct UserId {
+        session_id: String,
+    }
+    let Metadata { user_id } = serde_json::from_str(metadata).ok()?;
+    match serde_json::from_str::<UserId>(&user_id) {
+        Ok(user) => Some(user.session_id),
+        Err(_) => user_id.rsplit_once("_session_").map(|(_, session)| session.to_owned()),
+    }
 }
 
 impl Call {
     /// A call without a body.
     pub fn bodiless(endpoint: Endpoint) -> Self {
-        Self { endpoint, model: None, stream: false, size: 0 }
+        Self { endpoint, model: None, stream: false, size: 0, session: None, deadline: None }
     }
 
     /// Reads the facts out of a JSON body.
@@ -100,7 +130,18 @@ impl Call {
         };
         let start = model.get().as_ptr().addr() - text.as_ptr().addr();
         let model = Model { name, span: start..start + model.get().len() };
-        Ok(Self { endpoint, model: Some(model), stream, size: body.len() })
+        // What is wrong in these is for the upstream to say.
+        let cache_key = || serde_json::from_str(peek.prompt_cache_key?.get()).ok();
+        let session = peek.metadata.and_then(|m| session_of(m.get())).or_else(cache_key);
+        let call = Self { endpoint, model: Some(model), stream, size: body.len(), session: None, deadline: None };
+        Ok(call.of_session(session))
+    }
+
+    /// The same call, of this session; a name that is empty or too long is none.
+    #[must_use]
+    pub fn of_session(self, session: Option<String>) -> Self {
+        let session = session.filter(|s| !s.is_empty() && s.len() <= LONGEST_SESSION);
+        Self { session, ..self }
     }
 
     /// The model's name, if the endpoint has one.
@@ -120,6 +161,23 @@ mod tests {
         let model = call.model.unwrap();
         assert_eq!((model.name.as_str(), call.stream), ("claude-a", true));
         assert_eq!(&body[model.span], br#""claude-\u0061""#);
+    }
+
+    #[test]
+    fn a_session_is_found_in_each_of_its_forms() {
+        let session = |tail: &str| {
+            let body = format!(r#"{{"model":"m",{tail}}}"#);
+            Call::peek(Endpoint::Messages, body.as_bytes()).unwrap().session
+        };
+        let json = r#""metadata":{"user_id":"{\"device_id\":\"d\",\"account_uuid\":\"\",\"session_id\":\"s-1\"}"}"#;
+        assert_eq!(session(json).as_deref(), Some("s-1"));
+        assert_eq!(session(r#""metadata":{"user_id":"user_1_account_2_session_s-2"}"#).as_deref(), Some("s-2"));
+        assert_eq!(session(r#""prompt_cache_key":"s-3""#).as_deref(), Some("s-3"));
+        for none in
+            [r#""metadata":{"user_id":"alice"}"#, r#""metadata":5"#, r#""metadata":null"#, r#""prompt_cache_key":"""#]
+        {
+            assert_eq!(session(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -1,22 +1,38 @@
 //! An account's health: what its past answers say about it. Pure: [`Health::after`] takes an outcome and the time.
 //!
-//! A cooldown after a 5xx is *soft*: it moves the account to the end of the line but never out of it, so that with
-//! one account one 500 does not become an outage of our making. What follows from health is [`super::verdict`]'s.
+//! Three things side by side: a rejection (credential, money), cooldowns (429, 529: one for each limit) and a
+//! circuit breaker (5xx, silence). What follows from them for a call is [`super::verdict`]'s. A time that the
+//! upstream named is kept to the letter; one that we guessed ends in a single trial call.
 
+use super::breaker::{Breaker, grow};
 use super::verdict::Code;
-use super::{Outcome, Time};
+use super::{Family, Limit, Outcome, Reading, Time, Window};
 use chrono::TimeDelta;
 use serde::Serialize;
 
-/// Growing cooldowns where the upstream named no time. Seconds unless said otherwise.
+/// The constants of health. All are settings of the section `health`, where their sources stand.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
     /// First cooldown after a 429 without a time.
     pub rate_limited_first: TimeDelta,
-    /// First cooldown after a 529, a 503, another 5xx, or no answer.
+    /// First cooldown after a 529 or 503 without a time.
     pub overloaded_first: TimeDelta,
-    /// The longest cooldown of these kinds.
+    /// The longest guessed cooldown.
     pub longest: TimeDelta,
+    /// The share of a guessed time that chance may take off, thousandths.
+    pub jitter: u16,
+    /// Failures in a row that open the breaker.
+    pub breaker_failures: u32,
+    /// Failures in a hundred calls that open it.
+    pub breaker_rate: u32,
+    /// The fewest calls within the window for the rate to count.
+    pub breaker_minimum: u32,
+    /// The window that the rate is taken over.
+    pub breaker_window: TimeDelta,
+    /// How long it stays open the first time; doubles with each time in a row, up to [`Policy::longest`].
+    pub breaker_first: TimeDelta,
+    /// How long the slots grow back after the breaker was open.
+    pub slow_start: TimeDelta,
     /// First wait before a rejected credential is probed again; doubles up to [`Policy::probe_longest`].
     pub probe_first: TimeDelta,
     /// The longest wait between two such probes.
@@ -29,6 +45,13 @@ impl Default for Policy {
             rate_limited_first: TimeDelta::seconds(2),
             overloaded_first: TimeDelta::seconds(1),
             longest: TimeDelta::seconds(60),
+            jitter: 200,
+            breaker_failures: 5,
+            breaker_rate: 50,
+            breaker_minimum: 20,
+            breaker_window: TimeDelta::seconds(30),
+            breaker_first: TimeDelta::seconds(1),
+            slow_start: TimeDelta::seconds(30),
             probe_first: TimeDelta::seconds(60),
             probe_longest: TimeDelta::hours(1),
         }
@@ -38,17 +61,20 @@ impl Default for Policy {
 /// What an account's past answers say about it.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
+    /// Decides the jitter, so that accounts that fail together do not come back together.
+    seed: u64,
     pub(super) rejection: Option<Rejection>,
-    pub(super) cooldown: Option<Cooldown>,
-    /// Failures in a row, for growth.
-    streak: u32,
+    pub(super) cooldowns: Vec<Cooldown>,
+    pub(super) breaker: Breaker,
+    pub(super) readings: Vec<Reading>,
     last: Option<Last>,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Rejection {
+    pub code: Code,
     pub since: Time,
-    pub status: u16,
+    pub evidence: String,
     pub probes: u32,
     probe_at: Time,
 }
@@ -56,11 +82,22 @@ pub(super) struct Rejection {
 #[derive(Debug, Clone)]
 pub(super) struct Cooldown {
     pub code: Code,
+    /// Of which window, and for which models only.
+    pub of: Option<(Window, Option<Family>)>,
     pub since: Time,
     pub until: Time,
     /// The upstream named the time.
     pub named: bool,
+    /// How often in a row, where it did not.
+    strikes: u32,
     pub evidence: String,
+}
+
+impl Cooldown {
+    /// Only for these models; `None` is all.
+    pub fn family(&self) -> Option<Family> {
+        self.of.and_then(|(_, family)| family)
+    }
 }
 
 /// The last outcome and its time.
@@ -73,54 +110,103 @@ pub struct Last {
     pub outcome: Outcome,
 }
 
+/// What is known of the call that an outcome belongs to.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempted {
+    /// When its slot was granted. What happened since cannot be this call's news.
+    pub granted: Time,
+    /// The account's successes within the breaker's window.
+    pub successes: u32,
+}
+
 impl Health {
+    /// The health of an account of which nothing is known.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, ..Self::default() }
+    }
+
     /// Takes an outcome in.
-    pub fn after(&mut self, outcome: Outcome, now: Time, policy: &Policy) {
+    pub fn after(&mut self, outcome: Outcome, call: Attempted, now: Time, policy: &Policy) {
+        self.cooldowns.retain(|c| c.until > now || !c.named);
+        self.readings.retain(|r| r.reset > now);
+        self.breaker.tick(now);
         match &outcome {
-            Outcome::Success { .. } => self.recover(now),
-            Outcome::Neutral { .. } => {}
-            Outcome::CredentialRejected { status } => self.reject(*status, now, policy),
-            Outcome::RateLimited { until } => {
-                let end = self.end(*until, policy.rate_limited_first, now, policy);
-                let evidence = format!("status 429, {}", source(*until));
-                self.cool_down(Cooldown {
-                    code: Code::RateLimitedBurst,
-                    since: now,
-                    until: end,
-                    named: until.is_some(),
-                    evidence,
-                });
+            Outcome::Success { .. } => {
+                self.rejection.take_if(|r| r.since <= call.granted);
+                self.answered(call, now, policy);
+                self.breaker.succeeded();
+            }
+            // Its limits are its own: it does not even say that the account has recovered.
+            Outcome::Neutral { status: 429 } => {}
+            Outcome::Neutral { .. } => self.answered(call, now, policy),
+            Outcome::CredentialRejected { status } => {
+                self.reject(Code::CredentialRejected, format!("status {status}"), now, policy);
+            }
+            Outcome::Billing { status } => self.reject(Code::Billing, format!("status {status}"), now, policy),
+            Outcome::RefreshFailed => {
+                self.reject(Code::RefreshFailed, "the token was not renewed".to_owned(), now, policy);
+            }
+            Outcome::RateLimited { limit, until, header } => {
+                let (code, of) = match limit {
+                    Limit::Burst => (Code::RateLimitedBurst, None),
+                    Limit::Window { window, family } => (Code::RateLimitedWindow, Some((*window, *family))),
+                };
+                let source = header.unwrap_or("no time named");
+                self.cool_down(code, of, *until, &format!("status 429, {source}"), now, policy);
             }
             Outcome::Overloaded { status, until } => {
-                let end = self.end(*until, policy.overloaded_first, now, policy);
-                let evidence = format!("status {status}, {}", source(*until));
-                self.cool_down(Cooldown {
-                    code: Code::Overloaded,
-                    since: now,
-                    until: end,
-                    named: until.is_some(),
-                    evidence,
-                });
+                let source = until.map_or("no time named", |_| "retry-after");
+                self.cool_down(Code::Overloaded, None, *until, &format!("status {status}, {source}"), now, policy);
             }
+            // The request, or an answer given before it was read, ended it: that says nothing of the account.
+            Outcome::Failed { fault } if fault.is_connections() => {}
             Outcome::ServerFault { status } => {
-                let end = self.end(None, policy.overloaded_first, now, policy);
-                let evidence = format!("status {status}");
-                self.cool_down(Cooldown { code: Code::ServerFault, since: now, until: end, named: false, evidence });
+                self.breaker.failed(&format!("status {status}"), call, self.seed, now, policy)
             }
-            // Both say nothing about the account: the request, or an answer given before it was read, ended it.
-            Outcome::Failed { fault: super::Fault::EarlyClose } => {}
-            Outcome::Failed { fault } => {
-                let end = self.end(None, policy.overloaded_first, now, policy);
-                let evidence = fault.to_string();
-                self.cool_down(Cooldown { code: Code::ServerFault, since: now, until: end, named: false, evidence });
-            }
+            Outcome::Failed { fault } => self.breaker.failed(&fault.to_string(), call, self.seed, now, policy),
         }
         self.last = Some(Last { at: now, outcome });
     }
 
+    /// Takes in what a probe of our own came to. `whole`: it was a message like any client's. Another proves the
+    /// credential, and that somebody answers; only its failure says something about messages.
+    pub fn probed(&mut self, outcome: Outcome, whole: bool, call: Attempted, now: Time, policy: &Policy) {
+        if whole {
+            let standing = self.rejection.is_some();
+            self.after(outcome, call, now, policy);
+            if standing && self.probe_at().is_some_and(|at| at <= now) {
+                self.defer_probe(now, policy);
+            }
+            return;
+        }
+        match &outcome {
+            Outcome::Success { .. } => drop(self.rejection.take_if(|r| r.code != Code::Billing)),
+            Outcome::Failed { fault } if fault.is_connections() => {}
+            Outcome::ServerFault { .. } | Outcome::Failed { .. } | Outcome::Overloaded { .. } => {
+                self.breaker.keep_open(self.seed, now, policy);
+            }
+            Outcome::CredentialRejected { .. } | Outcome::Billing { .. } => {
+                return self.after(outcome, call, now, policy);
+            }
+            _ => {}
+        }
+        if self.probe_at().is_some_and(|at| at <= now) {
+            self.defer_probe(now, policy);
+        }
+    }
+
+    /// Takes in how full the account's windows are.
+    pub fn observe(&mut self, readings: &[Reading], now: Time) {
+        self.readings.retain(|old| {
+            let same = |new: &Reading| (new.window, new.family) == (old.window, old.family);
+            old.reset > now && !readings.iter().any(same)
+        });
+        self.readings.extend(readings.iter().filter(|r| r.reset > now));
+    }
+
     /// The operator changed the credential or asked for a fresh start.
     pub fn forgive(&mut self) {
-        (self.rejection, self.cooldown, self.streak) = (None, None, 0);
+        *self = Self { readings: std::mem::take(&mut self.readings), last: self.last.take(), ..Self::new(self.seed) };
     }
 
     /// A probe said nothing about a rejected credential (no answer, a 5xx, no slot): try again later.
@@ -133,7 +219,7 @@ impl Health {
 
     /// Nothing speaks against the account, nor did until now.
     pub fn is_clear(&self) -> bool {
-        self.rejection.is_none() && self.cooldown.is_none() && self.streak == 0
+        self.rejection.is_none() && self.cooldowns.is_empty() && self.breaker.is_clear()
     }
 
     /// The last outcome, for people.
@@ -146,57 +232,86 @@ impl Health {
         self.rejection.as_ref().map(|r| r.probe_at)
     }
 
-    /// A success ends what we only guessed. A time that the upstream named stands: the success may be the answer
-    /// to a call that was under way before it.
-    fn recover(&mut self, now: Time) {
-        self.rejection = None;
-        self.cooldown.take_if(|c| !c.named || c.until <= now);
-        self.streak = 0;
+    /// The money, not the credential, is what was rejected.
+    pub fn wants_money(&self) -> bool {
+        self.rejection.as_ref().is_some_and(|r| r.code == Code::Billing)
     }
 
-    fn reject(&mut self, status: u16, now: Time, policy: &Policy) {
+    /// When the breaker of an account lets a trial in: a probe shortly before may spare a client the try.
+    pub fn trial_at(&self, now: Time) -> Option<Time> {
+        self.breaker.opens_until().filter(|at| *at > now)
+    }
+
+    /// Failures lately, for ranking: 0 is none.
+    pub fn strikes(&self) -> u32 {
+        self.breaker.strikes()
+    }
+
+    /// How full the fullest window is that counts for models of this family, thousandths.
+    pub fn used(&self, family: Option<Family>, now: Time) -> u16 {
+        let counts = |r: &&Reading| r.reset > now && (r.family.is_none() || r.family == family);
+        self.readings.iter().filter(counts).map(|r| r.used).max().unwrap_or(0)
+    }
+
+    /// How full its windows are, as far as answers tell.
+    pub fn readings(&self, now: Time) -> impl Iterator<Item = &Reading> {
+        self.readings.iter().filter(move |r| r.reset > now)
+    }
+
+    /// Failures within the breaker's window, which is so long.
+    pub fn failures(&self, now: Time, window: TimeDelta) -> u32 {
+        self.breaker.failures(now, window)
+    }
+
+    /// The upstream answered: that ends what we only guessed. A time that the upstream named stands, and so does
+    /// what began after the call did.
+    fn answered(&mut self, call: Attempted, now: Time, policy: &Policy) {
+        self.cooldowns.retain(|c| c.named || c.since > call.granted || c.until > now);
+        self.breaker.answered(call, now, policy);
+    }
+
+    fn reject(&mut self, code: Code, evidence: String, now: Time, policy: &Policy) {
         match &self.rejection {
             // Calls that were under way together are rejected together: that is one rejection.
             Some(standing) if now < standing.probe_at => {}
             Some(_) => self.defer_probe(now, policy),
             None => {
                 let probe_at = now + policy.probe_first;
-                self.rejection = Some(Rejection { since: now, status, probes: 0, probe_at });
+                self.rejection = Some(Rejection { code, since: now, evidence, probes: 0, probe_at });
             }
         }
     }
 
-    fn end(&mut self, said: Option<Time>, first: TimeDelta, now: Time, policy: &Policy) -> Time {
-        // Failures of calls that were under way together are one failure; the next one in a row comes after the
-        // cooldown.
-        if self.cooldown.as_ref().is_none_or(|c| c.until <= now) {
-            self.streak = self.streak.saturating_add(1);
-        }
-        let grown = now + grow(first, self.streak.saturating_sub(1), policy.longest);
-        said.filter(|t| *t > now).unwrap_or(grown)
-    }
-
-    /// Of two cooldowns the one that ends later stands; a hard one is not displaced by a soft one.
-    fn cool_down(&mut self, new: Cooldown) {
-        if let Some(old) = self.cooldown.as_ref().filter(|old| old.until > new.since) {
-            let keep = match (old.code.is_soft(), new.code.is_soft()) {
-                (false, true) => true,
-                (true, false) => false,
-                _ => old.until >= new.until,
-            };
-            if keep {
-                return;
+    /// Of two cooldowns of one limit the one that ends later stands; but the upstream's word stands over a guess.
+    fn cool_down(
+        &mut self,
+        code: Code,
+        of: Option<(Window, Option<Family>)>,
+        said: Option<Time>,
+        evidence: &str,
+        now: Time,
+        policy: &Policy,
+    ) {
+        let at = self.cooldowns.iter().position(|c| c.code == code && c.of == of);
+        let old = at.map(|at| self.cooldowns.swap_remove(at));
+        let said = said.filter(|t| *t > now);
+        let running = old.as_ref().filter(|c| c.until > now);
+        let new = match (said, running) {
+            // Calls that were under way together are limited together: that is one strike.
+            (None, Some(_)) => old,
+            (Some(said), Some(running)) if running.named && running.until >= said => old,
+            (Some(until), _) => {
+                let since = running.map_or(now, |c| c.since);
+                Some(Cooldown { code, of, since, until, named: true, strikes: 0, evidence: evidence.to_owned() })
             }
-        }
-        self.cooldown = Some(new);
+            (None, None) => {
+                let strikes = old.map_or(0, |c| c.strikes) + 1;
+                let first = if code == Code::Overloaded { policy.overloaded_first } else { policy.rate_limited_first };
+                let wait = super::breaker::shorten(grow(first, strikes - 1, policy.longest), self.seed, now, policy);
+                let evidence = format!("{evidence}, {strikes} in a row");
+                Some(Cooldown { code, of, since: now, until: now + wait, named: false, strikes, evidence })
+            }
+        };
+        self.cooldowns.extend(new);
     }
-}
-
-fn grow(first: TimeDelta, times: u32, longest: TimeDelta) -> TimeDelta {
-    let factor = 1_i32.checked_shl(times.min(20)).unwrap_or(i32::MAX);
-    first.checked_mul(factor).unwrap_or(longest).min(longest)
-}
-
-fn source(until: Option<Time>) -> &'static str {
-    if until.is_some() { "the upstream named the time" } else { "no time named" }
 }

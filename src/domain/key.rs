@@ -3,6 +3,7 @@
 //! A key of 256 random bits needs no slow hash: there is nothing to guess. The plain key exists once, in the
 //! answer that creates it.
 
+use super::account::group_name;
 use super::document::{Document, Field, FieldError, Guard, wrong};
 use super::{AccountId, Secret, Time};
 use memchr::memmem;
@@ -124,6 +125,8 @@ pub struct Key {
     pub concurrency_limit: Option<u32>,
     /// The accounts it may use; empty is all.
     pub accounts: Arc<[AccountId]>,
+    /// The groups whose accounts it may use; empty is all.
+    pub groups: Arc<[Arc<str>]>,
 }
 
 const fn field(name: &'static str, alias: Option<&'static str>, guard: Guard) -> Field {
@@ -138,6 +141,7 @@ pub const FIELDS: &[Field] = &[
     field("expires_at", Some("expiresAt"), Guard::Open),
     field("concurrencyLimit", Some("concurrency_limit"), Guard::Open),
     field("accounts", None, Guard::Open),
+    field("groups", None, Guard::Open),
     field("id", None, Guard::Fixed),
     field("hash", None, Guard::Fixed),
     field("mark", None, Guard::Fixed),
@@ -171,6 +175,7 @@ impl Key {
             expires_at: doc.time("expires_at")?,
             concurrency_limit: doc.integer("concurrencyLimit", 1..=100_000)?.and_then(|n| u32::try_from(n).ok()),
             accounts: parse_accounts(doc)?,
+            groups: parse_groups(doc)?,
         })
     }
 
@@ -192,9 +197,42 @@ fn parse_accounts(doc: &Document) -> Result<Arc<[AccountId]>, FieldError> {
         .collect()
 }
 
+fn parse_groups(doc: &Document) -> Result<Arc<[Arc<str>]>, FieldError> {
+    let Some(value) = doc.get("groups") else { return Ok(Arc::default()) };
+    let expected = "a list of group names";
+    let list = value.as_array().ok_or_else(|| wrong("groups", expected, value))?;
+    list.iter()
+        .map(|v| {
+            let text = v.as_str().ok_or_else(|| wrong("groups", expected, v))?;
+            group_name("groups", text).map(Arc::from)
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
+
+    fn groups(value: &Value) -> Result<Vec<String>, FieldError> {
+        let mut doc = Document::default();
+        doc.set("id", "k");
+        doc.set("hash", KeyHash::of("k").to_hex());
+        doc.apply(Document::from_input(json!({"name": "n", "groups": value}), FIELDS)?);
+        Ok(Key::parse(&doc)?.groups.iter().map(|g| g.to_string()).collect())
+    }
+
+    #[test]
+    fn groups_are_a_list_of_names() {
+        assert_eq!(groups(&json!(null)).unwrap(), [""; 0]);
+        assert_eq!(groups(&json!([])).unwrap(), [""; 0]);
+        assert_eq!(groups(&json!([" team a ", "b"])).unwrap(), ["team a", "b"]);
+        for bad in
+            [json!("a"), json!({}), json!([1]), json!([""]), json!([" "]), json!(["a\nb"]), json!(["a".repeat(65)])]
+        {
+            assert_eq!(groups(&bad).expect_err(&bad.to_string()).field, "groups");
+        }
+    }
 
     #[test]
     fn a_plain_key_has_the_promised_form_and_hashes_to_what_is_looked_up() {

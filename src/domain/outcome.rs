@@ -1,6 +1,6 @@
 //! What one attempt at an upstream came to, as far as the account's health is concerned.
 
-use super::Time;
+use super::{Family, Time, Window};
 use serde::Serialize;
 
 /// The judgement over one attempt.
@@ -18,15 +18,27 @@ pub enum Outcome {
         /// The upstream's status.
         status: u16,
     },
-    /// 401: the upstream does not take the credential.
+    /// 401, or a 403 that says so: the upstream does not take the credential.
     CredentialRejected {
         /// The upstream's status.
         status: u16,
     },
+    /// The upstream takes the credential, but not its money: no credit, or a disabled organisation.
+    Billing {
+        /// The upstream's status.
+        status: u16,
+    },
+    /// The account's own token could not be renewed.
+    RefreshFailed,
     /// 429.
     RateLimited {
+        /// Which of the account's limits.
+        #[serde(flatten)]
+        limit: Limit,
         /// Until when, if the upstream said so.
         until: Option<Time>,
+        /// The header that said so.
+        header: Option<&'static str>,
     },
     /// 529 or 503.
     Overloaded {
@@ -35,7 +47,7 @@ pub enum Outcome {
         /// Until when, if the upstream said so.
         until: Option<Time>,
     },
-    /// Any other 5xx.
+    /// Any other 5xx, or a 403 that is not the API's own.
     ServerFault {
         /// The upstream's status.
         status: u16,
@@ -47,6 +59,21 @@ pub enum Outcome {
     },
 }
 
+/// Which limit a 429 speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "limit", rename_all = "snake_case")]
+pub enum Limit {
+    /// A rate of seconds or minutes.
+    Burst,
+    /// A subscription's window that is used up.
+    Window {
+        /// Which.
+        window: Window,
+        /// For these models only; `None` is all.
+        family: Option<Family>,
+    },
+}
+
 impl Outcome {
     /// The upstream's status, if it answered.
     pub fn status(&self) -> Option<u16> {
@@ -54,11 +81,17 @@ impl Outcome {
             Self::Success { status }
             | Self::Neutral { status }
             | Self::CredentialRejected { status }
+            | Self::Billing { status }
             | Self::Overloaded { status, .. }
             | Self::ServerFault { status } => Some(*status),
             Self::RateLimited { .. } => Some(429),
-            Self::Failed { .. } => None,
+            Self::RefreshFailed | Self::Failed { .. } => None,
         }
+    }
+
+    /// True where the account is at fault and another one may do better: what failover is for.
+    pub fn is_accounts_fault(&self) -> bool {
+        !matches!(self, Self::Success { .. } | Self::Neutral { .. })
     }
 }
 
@@ -81,6 +114,9 @@ pub enum Fault {
     /// The upstream closed while the request body was still going up; says nothing about the account.
     #[error("the upstream closed the connection while the request was being sent")]
     EarlyClose,
+    /// A connection that was kept from an earlier call was closed just as it was used again; says nothing either.
+    #[error("the upstream closed an idle connection as it was used again")]
+    Stale,
     /// An answer whose end cannot be known (neither content-length nor chunked).
     #[error("the upstream's answer has no framing")]
     Framing,
@@ -104,11 +140,17 @@ impl Fault {
             Self::FirstByteTimeout => "upstream_timeout",
             Self::Closed => "upstream_closed",
             Self::EarlyClose => "upstream_early_close",
+            Self::Stale => "upstream_stale",
             Self::Framing => "upstream_framing",
             Self::Protocol => "upstream_protocol",
             Self::Cut => "upstream_cut",
             Self::IdleTimeout => "upstream_idle_timeout",
         }
+    }
+
+    /// True where the connection, not the account, was at fault: the same one may be asked once more.
+    pub fn is_connections(self) -> bool {
+        matches!(self, Self::EarlyClose | Self::Stale)
     }
 
     /// True where waiting, not failing, was the trouble: 504 rather than 502.
@@ -120,6 +162,8 @@ impl Fault {
 /// What a small request of the relay's own through one account came to (`account test`, a re-probe).
 #[derive(Debug, Clone, Serialize)]
 pub struct ProbeReport {
+    /// What was asked: the name of a [`super::ProbeKind`].
+    pub probe: &'static str,
     /// The judgement, as for any call.
     pub outcome: Outcome,
     /// `error.type` of the upstream's answer, if it had one.

@@ -67,6 +67,25 @@ pub enum Refusal {
         /// Waiting may help: something that stands in the way passes by itself.
         transient: bool,
     },
+    /// As many calls wait for an account as may.
+    #[error("every account is busy, and {} waiting calls, which is the limit; try again later", who(*of_key, *limit))]
+    LineFull {
+        /// The limit.
+        limit: usize,
+        /// It is the key's own.
+        of_key: bool,
+        /// When those before it will have been served, by the pace of the last ones.
+        until: Time,
+    },
+    /// It waited for an account as long as it may.
+    #[error("no upstream account came free within the time that a call may wait")]
+    WaitedTooLong {
+        /// The soonest end of what stands in the way.
+        until: Time,
+    },
+    /// So many calls are tried again already that this one is not.
+    #[error("too many calls fail for this one to be tried again")]
+    RetryBudget,
     /// The relay is shutting down.
     #[error("the relay is shutting down")]
     Draining,
@@ -76,6 +95,10 @@ pub enum Refusal {
     /// The relay's own fault.
     #[error("internal error of the relay")]
     Internal,
+}
+
+fn who(of_key: bool, limit: usize) -> String {
+    if of_key { format!("this key has {limit}") } else { format!("the relay has {limit}") }
 }
 
 /// The error types of the Messages API that the relay uses.
@@ -134,6 +157,9 @@ impl Refusal {
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::NoAccount { common: Some(code), .. } => code.name(),
             Self::NoAccount { common: None, .. } => "no_account",
+            Self::LineFull { .. } => "line_full",
+            Self::WaitedTooLong { .. } => "wait_timeout",
+            Self::RetryBudget => "retry_budget",
             Self::Draining => "draining",
             Self::Upstream(fault) => fault.code(),
             Self::Internal => "internal",
@@ -150,7 +176,12 @@ impl Refusal {
             Self::UploadTimeout { .. } => (408, Kind::InvalidRequest),
             Self::NotFound(_) => (404, Kind::NotFound),
             Self::MethodNotAllowed(_) => (405, Kind::InvalidRequest),
-            Self::NoAccount { .. } | Self::Draining | Self::BodyMemory => (529, Kind::Overloaded),
+            Self::NoAccount { .. }
+            | Self::LineFull { .. }
+            | Self::WaitedTooLong { .. }
+            | Self::RetryBudget
+            | Self::Draining
+            | Self::BodyMemory => (529, Kind::Overloaded),
             Self::Upstream(fault) if fault.is_timeout() => (504, Kind::Timeout),
             Self::Upstream(_) => (502, Kind::Api),
             Self::Internal => (500, Kind::Api),
@@ -160,14 +191,24 @@ impl Refusal {
     /// Seconds for `retry-after`, at least 1; `None` where coming back is no remedy by itself.
     pub fn retry_after(&self, now: Time) -> Option<u64> {
         match self {
-            Self::NoAccount { until: Some(end), .. } => {
+            Self::NoAccount { until: Some(end), .. }
+            | Self::LineFull { until: end, .. }
+            | Self::WaitedTooLong { until: end } => {
                 let millis = u64::try_from((*end - now).num_milliseconds()).unwrap_or(0);
                 Some(millis.div_ceil(1_000).max(1))
             }
             Self::NoAccount { until: None, .. } if !self.is_transient() => Some(60),
-            Self::NoAccount { .. } | Self::KeyAtLimit { .. } | Self::BodyMemory => Some(1),
+            Self::NoAccount { .. } | Self::KeyAtLimit { .. } | Self::RetryBudget | Self::BodyMemory => Some(1),
             Self::Draining => Some(5),
             _ => None,
+        }
+    }
+
+    /// The soonest end of what stands in the way, or `now` if that is unknown.
+    pub fn until(&self, now: Time) -> Time {
+        match self {
+            Self::NoAccount { until, .. } => until.unwrap_or(now),
+            _ => now,
         }
     }
 

@@ -1,12 +1,14 @@
 //! The one verdict that everybody reads: may this account take this call now, and if not, why and until when.
 //!
-//! Scheduler, Account, Admin API and CLI ask here; the rule is written down once, in `weigh`.
+//! Scheduler, Account, Admin API and CLI ask here; the rule is written down once, in `weigh`. What the breaker says
+//! is put aside where too much of a class is out already ([`Load::bounded`]): an outage must not be of our making.
 
+use super::breaker::{State, ramp};
 use super::health::Health;
-use super::{Account, Call, Time, credential};
+use super::{Account, Call, Family, Time, credential};
 use serde::Serialize;
 
-/// Why an account may not take a call, or only as a last resort.
+/// Why an account may not take a call, or what is to be known of it all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
@@ -14,49 +16,97 @@ pub enum Code {
     OperatorDisabled,
     /// `schedulable` is false.
     Unschedulable,
+    /// `status` is `draining`: running calls end, no new one begins.
+    Draining,
     /// `expires_at` has passed.
     Expired,
     /// No credential that the platform could use.
     NoCredential,
-    /// The upstream answered 401.
+    /// The upstream answered 401, or a 403 that means the same.
     CredentialRejected,
-    /// The upstream answered 429.
+    /// The account's own token could not be renewed.
+    RefreshFailed,
+    /// No credit, or a disabled organisation.
+    Billing,
+    /// The model is not among the account's.
+    ModelUnsupported,
+    /// The upstream answered 429: a window of hours or days is used up.
+    RateLimitedWindow,
+    /// The upstream answered 429: a rate of seconds or minutes.
     RateLimitedBurst,
     /// The upstream answered 529 or 503.
     Overloaded,
-    /// The upstream failed: another 5xx, no answer, or half of one.
-    ServerFault,
-    /// The model is not among the account's.
-    ModelUnsupported,
+    /// What the operator keeps back of a window is all that is left of it.
+    ReserveReached,
+    /// The upstream failed too often: no call for a while.
+    BreakerOpen,
+    /// The while is over: one call at a time, until one goes well.
+    HalfOpen,
+    /// Back from failure: not all slots yet.
+    SlowStart,
     /// Every slot is taken.
     AtCapacity,
 }
 
+/// How much a reason weighs; the graver is the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grade {
+    /// Full, or its one trial is under way: free at any moment.
+    Busy,
+    /// The breaker keeps it out.
+    Ejected,
+    /// The operator or the upstream keeps it out.
+    Out,
+}
+
 impl Code {
+    /// Every code, in the order in which reasons are named.
+    pub const ALL: [Code; 17] = [
+        Self::OperatorDisabled,
+        Self::Unschedulable,
+        Self::Draining,
+        Self::Expired,
+        Self::NoCredential,
+        Self::CredentialRejected,
+        Self::RefreshFailed,
+        Self::Billing,
+        Self::ModelUnsupported,
+        Self::RateLimitedWindow,
+        Self::RateLimitedBurst,
+        Self::Overloaded,
+        Self::ReserveReached,
+        Self::BreakerOpen,
+        Self::HalfOpen,
+        Self::SlowStart,
+        Self::AtCapacity,
+    ];
+
     /// The name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::OperatorDisabled => "operator_disabled",
             Self::Unschedulable => "unschedulable",
+            Self::Draining => "draining",
             Self::Expired => "expired",
             Self::NoCredential => "no_credential",
             Self::CredentialRejected => "credential_rejected",
+            Self::RefreshFailed => "refresh_failed",
+            Self::Billing => "billing",
+            Self::ModelUnsupported => "model_unsupported",
+            Self::RateLimitedWindow => "rate_limited_window",
             Self::RateLimitedBurst => "rate_limited_burst",
             Self::Overloaded => "overloaded",
-            Self::ServerFault => "server_fault",
-            Self::ModelUnsupported => "model_unsupported",
+            Self::ReserveReached => "reserve_reached",
+            Self::BreakerOpen => "breaker_open",
+            Self::HalfOpen => "half_open",
+            Self::SlowStart => "slow_start",
             Self::AtCapacity => "at_capacity",
         }
     }
 
-    /// True if it only moves the account to the end of the line.
-    pub(super) fn is_soft(self) -> bool {
-        self == Self::ServerFault
-    }
-
     /// True if waiting is a remedy; false where only an operator can mend it.
     pub fn passes_by_itself(self) -> bool {
-        matches!(self, Self::RateLimitedBurst | Self::Overloaded | Self::ServerFault | Self::AtCapacity)
+        self >= Self::RateLimitedWindow
     }
 }
 
@@ -65,6 +115,8 @@ impl Code {
 pub struct Reason {
     /// What.
     pub code: Code,
+    /// It keeps the call out; else it is only to be known.
+    pub blocks: bool,
     /// Since when, if it began with an event.
     pub since: Option<Time>,
     /// Until when, if that is known.
@@ -76,41 +128,78 @@ pub struct Reason {
 /// The answer to "may this account take this call now".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// It may, though with reasons present only as a last resort.
+    /// It may: no reason blocks.
     pub schedulable: bool,
-    /// Why not, or why last.
+    /// It may, though its breaker says no: others are asked first.
+    pub last_resort: bool,
+    /// Why not, and what is to be known otherwise.
     pub reasons: Vec<Reason>,
 }
 
 impl Verdict {
-    /// It may, and nothing speaks against it.
+    /// It may, and nothing is to be said against it.
     pub fn is_clear(&self) -> bool {
         self.reasons.is_empty()
     }
 
     /// The time all that stands in the way is over, if known.
     pub fn until(&self) -> Option<Time> {
-        self.reasons.iter().map(|r| r.until).collect::<Option<Vec<_>>>()?.into_iter().max()
+        let blocking = self.reasons.iter().filter(|r| r.blocks);
+        blocking.map(|r| r.until).collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 }
 
-/// The verdict over `account` with this health, `in_use` of its slots taken, for `call` (or any call) at `now`.
-pub fn verdict(account: &Account, health: &Health, in_use: u32, call: Option<&Call>, now: Time) -> Verdict {
-    let mut reasons = Vec::new();
-    weigh(account, health, in_use, call, now, |code, since, until, evidence| {
-        reasons.push(Reason { code, since, until, evidence: evidence() });
+/// What a call asks of an account.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Want<'a> {
+    /// The model; `None` is any, or one that is known to be served.
+    pub model: Option<&'a str>,
+    /// Whether this is about one call: then limits of its family alone count, else they are only told.
+    pub family: Option<Option<Family>>,
+}
+
+impl<'a> Want<'a> {
+    /// What `call` asks.
+    pub fn of(call: &'a Call) -> Self {
+        let model = call.model_name();
+        Self { model, family: Some(model.and_then(Family::of)) }
+    }
+}
+
+/// What an account bears at this moment, and how the rest of its class is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Load {
+    /// Slots taken.
+    pub in_use: u32,
+    /// The one call of a half-open account is under way.
+    pub on_trial: bool,
+    /// Too much of its class is ejected already: the breaker is only told.
+    pub bounded: bool,
+}
+
+/// The verdict over `account` with this health and load at `now`.
+pub fn verdict(account: &Account, health: &Health, load: Load, want: Want, now: Time) -> Verdict {
+    let (mut reasons, mut last_resort) = (Vec::new(), false);
+    weigh(account, health, load, want, now, |code, weight, since, until, evidence| {
+        last_resort |= weight == Weight::PutAside;
+        reasons.push(Reason { code, blocks: weight.blocks(), since, until, evidence: evidence() });
     });
-    Verdict { schedulable: reasons.iter().all(|r| r.code.is_soft()), reasons }
+    let schedulable = !reasons.iter().any(|r| r.blocks);
+    Verdict { schedulable, last_resort: schedulable && last_resort, reasons }
 }
 
 /// The same verdict in brief, for the Scheduler's walk over many accounts: nothing is allocated.
-pub fn glance(account: &Account, health: &Health, in_use: u32, call: Option<&Call>, now: Time) -> Glance {
-    let mut glance = Glance { first: None, soft: true, end: Some(now) };
-    weigh(account, health, in_use, call, now, |code, _, until, _| {
-        glance.first.get_or_insert(code);
-        glance.soft &= code.is_soft();
+pub fn glance(account: &Account, health: &Health, load: Load, want: Want, now: Time) -> Glance {
+    let mut glance = Glance { obstacle: None, end: Some(now), last_resort: false, half_open: false };
+    weigh(account, health, load, want, now, |code, weight, _, until, _| {
+        glance.last_resort |= weight == Weight::PutAside;
+        glance.half_open |= code == Code::HalfOpen;
+        let Weight::Blocks(grade) = weight else { return };
+        if glance.obstacle.is_none_or(|(_, gravest)| grade > gravest) {
+            glance.obstacle = Some((code, grade));
+        }
         // A slot frees itself at any moment: it has no time of its own, and puts no other off.
-        if code != Code::AtCapacity {
+        if grade != Grade::Busy {
             glance.end = glance.end.zip(until).map(|(a, b)| a.max(b));
         }
     });
@@ -120,200 +209,138 @@ pub fn glance(account: &Account, health: &Health, in_use: u32, call: Option<&Cal
 /// A verdict in brief.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Glance {
-    /// The gravest reason, if there is one.
-    pub first: Option<Code>,
-    soft: bool,
+    /// The gravest reason that blocks, if one does.
+    pub obstacle: Option<(Code, Grade)>,
     /// When all that stands in the way is over, as far as it has an end.
     pub end: Option<Time>,
+    /// It may take the call, but others should be asked first.
+    pub last_resort: bool,
+    /// The call would be its trial.
+    pub half_open: bool,
 }
 
 impl Glance {
     /// The account may take the call, if only as a last resort.
     pub fn schedulable(&self) -> bool {
-        self.soft
-    }
-
-    /// It may, but others should be asked first.
-    pub fn last_resort(&self) -> bool {
-        self.soft && self.first.is_some()
+        self.obstacle.is_none()
     }
 }
 
-/// Every reason that holds, gravest first. The one place where the rule is written down.
+/// What a reason does to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weight {
+    Blocks(Grade),
+    /// It would block, if not too many were out already.
+    PutAside,
+    Told,
+}
+
+impl Weight {
+    fn blocks(self) -> bool {
+        matches!(self, Self::Blocks(_))
+    }
+}
+
+type Say<'a> = &'a dyn Fn() -> String;
+
+/// Every reason that holds, in the order of [`Code::ALL`]. The one place where the rule is written down.
 fn weigh(
     account: &Account,
     health: &Health,
-    in_use: u32,
-    call: Option<&Call>,
+    load: Load,
+    want: Want,
     now: Time,
-    mut say: impl FnMut(Code, Option<Time>, Option<Time>, &dyn Fn() -> String),
+    mut say: impl FnMut(Code, Weight, Option<Time>, Option<Time>, Say),
 ) {
+    const OUT: Weight = Weight::Blocks(Grade::Out);
     if !account.active {
-        say(Code::OperatorDisabled, None, None, &|| "status is not active".to_owned());
+        say(Code::OperatorDisabled, OUT, None, None, &|| "status is not active".to_owned());
     }
     if !account.schedulable {
-        say(Code::Unschedulable, None, None, &|| "schedulable is false".to_owned());
+        say(Code::Unschedulable, OUT, None, None, &|| "schedulable is false".to_owned());
+    }
+    if account.draining {
+        say(Code::Draining, OUT, None, None, &|| "status is draining".to_owned());
     }
     if let Some(end) = account.expires_at.filter(|end| *end <= now) {
-        say(Code::Expired, Some(end), None, &|| "expires_at has passed".to_owned());
+        say(Code::Expired, OUT, Some(end), None, &|| "expires_at has passed".to_owned());
     }
     if credential::choose(account).is_none() {
-        say(Code::NoCredential, None, None, &|| format!("no credential for platform {}", account.platform.name()));
+        say(Code::NoCredential, OUT, None, None, &|| format!("no credential for platform {}", account.platform.name()));
     }
     if let Some(r) = &health.rejection {
-        let evidence = || format!("status {}, rejected again by {} probes since", r.status, r.probes);
-        say(Code::CredentialRejected, Some(r.since), None, &evidence);
+        say(r.code, OUT, Some(r.since), None, &|| format!("{}, {} probes since", r.evidence, r.probes));
     }
-    if let Some(model) = call.and_then(Call::model_name).filter(|m| account.models.upstream_name(m).is_none()) {
-        say(Code::ModelUnsupported, None, None, &|| format!("models has no {model}"));
+    if let Some(model) = want.model.filter(|m| account.models.upstream_name(m).is_none()) {
+        say(Code::ModelUnsupported, OUT, None, None, &|| format!("models has no {model}"));
     }
-    if let Some(c) = health.cooldown.as_ref().filter(|c| c.until > now) {
-        say(c.code, Some(c.since), Some(c.until), &|| c.evidence.clone());
+    weigh_cooldowns(health, load, want, now, &mut say);
+    if account.reserve > 0 {
+        let most = 1_000 - u16::from(account.reserve) * 10;
+        let counts = |f: Option<Family>| want.family.is_none_or(|wanted| f.is_none() || f == wanted);
+        for r in health.readings.iter().filter(|r| r.used >= most && r.reset > now && counts(r.family)) {
+            let weight = if want.family.is_none() && r.family.is_some() { Weight::Told } else { OUT };
+            let evidence = || format!("{} at {}.{} %", r.window.name(), r.used / 10, r.used % 10);
+            say(Code::ReserveReached, weight, None, Some(r.reset), &evidence);
+        }
     }
-    if in_use >= account.concurrency_limit {
-        say(Code::AtCapacity, None, None, &|| format!("{in_use} of {} slots in use", account.concurrency_limit));
+    weigh_breaker(account, health, load, now, &mut say);
+    if load.in_use >= account.concurrency_limit {
+        let evidence = || format!("{} of {} slots in use", load.in_use, account.concurrency_limit);
+        say(Code::AtCapacity, Weight::Blocks(Grade::Busy), None, None, &evidence);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::health::{Health, Policy};
-    use crate::domain::{Endpoint, Fault, Outcome, document::Document};
-    use chrono::TimeDelta;
-    use serde_json::json;
-
-    fn at(seconds: i64) -> Time {
-        chrono::DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
-    }
-
-    fn account(extra: serde_json::Value) -> Account {
-        let mut doc = Document::default();
-        doc.set("id", "a");
-        doc.set("platform", "claude");
-        doc.set("session_token", "t");
-        doc.apply(Document::from_input(extra, crate::domain::account::FIELDS).unwrap());
-        Account::parse(&doc).unwrap()
-    }
-
-    fn codes(account: &Account, health: &Health, now: Time) -> Vec<Code> {
-        verdict(account, health, 0, None, now).reasons.into_iter().map(|r| r.code).collect()
-    }
-
-    #[test]
-    fn operator_switches_expiry_and_a_missing_credential_are_reasons() {
-        let health = Health::default();
-        assert_eq!(codes(&account(json!({})), &health, at(0)), []);
-        assert_eq!(codes(&account(json!({"status":"disabled"})), &health, at(0)), [Code::OperatorDisabled]);
-        assert_eq!(codes(&account(json!({"schedulable":false})), &health, at(0)), [Code::Unschedulable]);
-        assert_eq!(codes(&account(json!({"session_token":null})), &health, at(0)), [Code::NoCredential]);
-        let expiring = account(json!({"expires_at": at(10).to_rfc3339()}));
-        assert_eq!(codes(&expiring, &health, at(9)), []);
-        assert_eq!(codes(&expiring, &health, at(10)), [Code::Expired]);
-    }
-
-    #[test]
-    fn a_model_outside_the_list_and_full_slots_are_reasons() {
-        let listed = account(json!({"models":["m"],"concurrencyLimit":2}));
-        let call = |body: &[u8]| Call::peek(Endpoint::Messages, body).unwrap();
-        let health = Health::default();
-        assert!(verdict(&listed, &health, 1, Some(&call(br#"{"model":"m"}"#)), at(0)).is_clear());
-        let other = verdict(&listed, &health, 2, Some(&call(br#"{"model":"n"}"#)), at(0));
-        assert_eq!(
-            other.reasons.iter().map(|r| r.code).collect::<Vec<_>>(),
-            [Code::ModelUnsupported, Code::AtCapacity]
-        );
-    }
-
-    #[test]
-    fn a_429_lasts_as_long_as_the_upstream_said_and_no_longer() {
-        let (account, mut health) = (account(json!({})), Health::default());
-        health.after(Outcome::RateLimited { until: Some(at(17)) }, at(0), &Policy::default());
-        assert_eq!(codes(&account, &health, at(16)), [Code::RateLimitedBurst]);
-        assert_eq!(codes(&account, &health, at(17)), []);
-    }
-
-    #[test]
-    fn cooldowns_without_a_time_grow_and_stay_bounded_and_end_with_a_success() {
-        let (account, mut health, policy) = (account(json!({})), Health::default(), Policy::default());
-        let mut now = at(0);
-        for wait in [1, 2, 4, 8, 16, 32, 60, 60] {
-            health.after(Outcome::Overloaded { status: 529, until: None }, now, &policy);
-            let until = verdict(&account, &health, 0, None, now).until().unwrap();
-            assert_eq!((until - now).num_seconds(), wait);
-            now = until;
+fn weigh_cooldowns(
+    health: &Health,
+    load: Load,
+    want: Want,
+    now: Time,
+    say: &mut impl FnMut(Code, Weight, Option<Time>, Option<Time>, Say),
+) {
+    let busy = if load.on_trial { Weight::Blocks(Grade::Busy) } else { Weight::Told };
+    for c in &health.cooldowns {
+        let weight = match (c.family(), want.family) {
+            (Some(limited), Some(wanted)) if wanted != Some(limited) => continue,
+            (Some(_), None) => Weight::Told,
+            _ => Weight::Blocks(Grade::Out),
+        };
+        if c.until > now {
+            let evidence = || match c.of {
+                Some((window, None)) => format!("{}: {}", window.name(), c.evidence),
+                Some((window, Some(family))) => format!("{} of {}: {}", window.name(), family.name(), c.evidence),
+                None => c.evidence.clone(),
+            };
+            say(c.code, weight, Some(c.since), Some(c.until), &evidence);
+        } else if !c.named {
+            say(Code::HalfOpen, busy, Some(c.until), None, &|| format!("after {}: {}", c.code.name(), c.evidence));
         }
-        health.after(Outcome::Success { status: 200 }, now, &policy);
-        health.after(Outcome::Overloaded { status: 529, until: None }, now, &policy);
-        assert_eq!(verdict(&account, &health, 0, None, now).until(), Some(now + TimeDelta::seconds(1)));
     }
+}
 
-    #[test]
-    fn failures_at_one_instant_are_one_failure() {
-        let (account, mut health, policy) = (account(json!({})), Health::default(), Policy::default());
-        for _ in 0..10 {
-            health.after(Outcome::Overloaded { status: 529, until: None }, at(0), &policy);
-            health.after(Outcome::CredentialRejected { status: 401 }, at(0), &policy);
+fn weigh_breaker(
+    account: &Account,
+    health: &Health,
+    load: Load,
+    now: Time,
+    say: &mut impl FnMut(Code, Weight, Option<Time>, Option<Time>, Say),
+) {
+    let ejected = if load.bounded { Weight::PutAside } else { Weight::Blocks(Grade::Ejected) };
+    match &health.breaker.state {
+        State::Open { since, until, evidence, .. } if *until > now => {
+            say(Code::BreakerOpen, ejected, Some(*since), Some(*until), &|| evidence.clone());
         }
-        assert_eq!(health.probe_at(), Some(at(60)));
-        health.forgive();
-        for _ in 0..10 {
-            health.after(Outcome::Overloaded { status: 529, until: None }, at(0), &policy);
+        State::Open { until, evidence, .. } => {
+            let weight = if load.on_trial { ejected } else { Weight::Told };
+            say(Code::HalfOpen, weight, Some(*until), None, &|| evidence.clone());
         }
-        assert_eq!(verdict(&account, &health, 0, None, at(0)).until(), Some(at(1)));
-    }
-
-    #[test]
-    fn a_time_that_the_upstream_named_outlives_a_success_under_way() {
-        let (account, mut health, policy) = (account(json!({})), Health::default(), Policy::default());
-        health.after(Outcome::RateLimited { until: Some(at(3600)) }, at(0), &policy);
-        health.after(Outcome::Success { status: 200 }, at(0), &policy);
-        assert_eq!(codes(&account, &health, at(3599)), [Code::RateLimitedBurst]);
-        assert_eq!(codes(&account, &health, at(3600)), []);
-        health.after(Outcome::RateLimited { until: None }, at(4000), &policy);
-        health.after(Outcome::Success { status: 200 }, at(4000), &policy);
-        assert_eq!(codes(&account, &health, at(4000)), []);
-    }
-
-    #[test]
-    fn an_inconclusive_probe_is_followed_by_another() {
-        let (mut health, policy) = (Health::default(), Policy::default());
-        health.after(Outcome::CredentialRejected { status: 401 }, at(0), &policy);
-        health.after(Outcome::ServerFault { status: 500 }, at(60), &policy);
-        health.defer_probe(at(60), &policy);
-        assert_eq!(health.probe_at(), Some(at(180)));
-    }
-
-    #[test]
-    fn a_500_is_soft_and_does_not_displace_a_hard_cooldown() {
-        let (account, mut health, policy) = (account(json!({})), Health::default(), Policy::default());
-        health.after(Outcome::ServerFault { status: 500 }, at(0), &policy);
-        let soft = verdict(&account, &health, 0, None, at(0));
-        assert!(soft.schedulable && !soft.is_clear());
-        health.after(Outcome::RateLimited { until: Some(at(1)) }, at(0), &policy);
-        assert!(!verdict(&account, &health, 0, None, at(0)).schedulable);
-        health.after(Outcome::Failed { fault: Fault::Cut }, at(0), &policy);
-        assert!(!verdict(&account, &health, 0, None, at(0)).schedulable);
-    }
-
-    #[test]
-    fn a_rejected_credential_stays_out_until_forgiven_and_is_probed_with_back_off() {
-        let (account, mut health, policy) = (account(json!({})), Health::default(), Policy::default());
-        health.after(Outcome::CredentialRejected { status: 401 }, at(0), &policy);
-        assert_eq!(health.probe_at(), Some(at(60)));
-        health.after(Outcome::CredentialRejected { status: 401 }, at(60), &policy);
-        assert_eq!(health.probe_at(), Some(at(180)));
-        assert_eq!(codes(&account, &health, at(1_000_000)), [Code::CredentialRejected]);
-        health.forgive();
-        assert_eq!((codes(&account, &health, at(0)), health.probe_at()), (vec![], None));
-    }
-
-    #[test]
-    fn a_clients_fault_and_an_early_close_change_nothing() {
-        let (account, mut health, policy) = (account(json!({})), Health::default(), Policy::default());
-        health.after(Outcome::Neutral { status: 400 }, at(0), &policy);
-        health.after(Outcome::Failed { fault: Fault::EarlyClose }, at(0), &policy);
-        assert_eq!(codes(&account, &health, at(0)), []);
-        assert!(health.last().is_some());
+        State::SlowStart { since, until, .. } if *until > now => {
+            let (open, next) = ramp(account.concurrency_limit, *since, *until, now);
+            let full = load.in_use >= open;
+            let evidence = || format!("{} in use of {open} of {} slots", load.in_use, account.concurrency_limit);
+            let (weight, end) = if full { (ejected, next) } else { (Weight::Told, *until) };
+            say(Code::SlowStart, weight, Some(*since), Some(end), &evidence);
+        }
+        State::SlowStart { .. } | State::Closed { .. } => {}
     }
 }

@@ -2,8 +2,8 @@
 //! whatever becomes of it, a client that leaves or a panic included, its drop books it and gives them back.
 
 use super::Worker;
-use crate::actors::Admission;
-use crate::domain::{Call, Ending, Fault, Outcome, Refusal, Usage};
+use crate::actors::{Admission, Pass, Permit};
+use crate::domain::{Call, Ending, Fault, Outcome, Reading, Refusal, Usage};
 use crate::platform::Plan;
 use crate::platform::messages::endpoint_name;
 use crate::store::{Begun, Ended};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tracing::Span;
 
 /// What the line at the end of a call tells besides the attempt itself.
+#[derive(Debug, Clone)]
 pub struct Facts {
     /// The relay's id of the request.
     pub request_id: String,
@@ -31,19 +32,35 @@ pub struct Attempt {
     call_id: String,
     plan: Arc<Plan>,
     facts: Facts,
+    /// 1 is the first.
+    number: u32,
+    begun: Instant,
     /// The upstream's status.
     status: Option<u16>,
-    /// The status of an answer of our own, where no upstream's came.
+    /// The status of the client's answer, where that is not this upstream's.
     answered: Option<u16>,
     first_byte: Option<Duration>,
     upstream_request_id: Option<String>,
-    ended: bool,
+    booked: Option<Booked>,
+    logged: bool,
     span: Span,
 }
 
+/// How it ended.
+struct Booked {
+    ending: Ending,
+    usage: Usage,
+    fault: Option<Fault>,
+    duration: Duration,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Attempt {
-    /// Writes `begun`; from here on the call has a row, even if the process is killed.
-    pub fn begin(worker: Data<Worker>, admission: Admission, call: Arc<Call>, facts: Facts) -> Self {
+    /// Writes `begun`; from here on the attempt has a row, even if the process is killed.
+    pub fn begin(worker: Data<Worker>, admission: Admission, call: Arc<Call>, facts: Facts, number: u32) -> Self {
         let plan = admission.permit.plan().clone();
         let call_id = worker.journal.borrow_mut().next_call();
         worker.journal.borrow_mut().begun(&Begun {
@@ -54,30 +71,35 @@ impl Attempt {
             endpoint: endpoint_name(&call.endpoint).to_owned(),
             at: worker.shared.clock.now(),
         });
-        let (admission, span) = (Some(admission), Span::current());
-        let (status, answered, first_byte, upstream_request_id, ended) = (None, None, None, None, false);
         Self {
             worker,
-            admission,
+            admission: Some(admission),
             call,
             call_id,
             plan,
             facts,
-            status,
-            answered,
-            first_byte,
-            upstream_request_id,
-            ended,
-            span,
+            number,
+            begun: Instant::now(),
+            status: None,
+            answered: None,
+            first_byte: None,
+            upstream_request_id: None,
+            booked: None,
+            logged: false,
+            span: Span::current(),
         }
     }
 
-    /// The head of the answer is there: the account learns of it at once, not at the end of a long stream.
-    pub fn head(&mut self, status: u16, upstream_request_id: Option<String>, outcome: Outcome) {
+    /// The head of the answer is there, and judged: the account learns of it at once, not at the end of a long
+    /// stream.
+    pub fn head(&mut self, status: u16, upstream_request_id: Option<String>, outcome: Outcome, readings: Vec<Reading>) {
         self.status = Some(status);
         self.first_byte = Some(self.facts.arrived.elapsed());
         self.upstream_request_id = upstream_request_id;
-        self.settle(outcome);
+        if let (Outcome::Success { .. }, Some(admission)) = (&outcome, &self.admission) {
+            admission.permit.first_byte(self.begun.elapsed());
+        }
+        self.settle(outcome, readings);
     }
 
     /// How to reach the upstream.
@@ -85,7 +107,7 @@ impl Attempt {
         &self.plan
     }
 
-    /// No head came, for this reason; the client is told so.
+    /// The client is told this.
     pub fn refused(&mut self, refusal: &Refusal) {
         let (ending, fault) = match refusal {
             Refusal::Upstream(fault) => (Ending::UpstreamError, Some(*fault)),
@@ -95,57 +117,40 @@ impl Attempt {
         self.end(ending, Usage::default(), fault);
     }
 
+    /// It failed, and another account is looked for: it is booked, its slot is given back, and the key's slot goes
+    /// on to the next attempt.
+    pub fn failed(&mut self, fault: Option<Fault>) -> Option<Pass> {
+        self.book(Ending::UpstreamError, Usage::default(), fault);
+        let Admission { pass, permit } = self.admission.take()?;
+        self.let_go(permit, fault);
+        Some(pass)
+    }
+
+    /// There is another account: this attempt is not the call's last.
+    pub fn followed(mut self) {
+        self.log("attempt");
+    }
+
+    /// There is none: the client is told this status.
+    pub fn last(mut self, answered: u16) {
+        self.answered = Some(answered);
+        self.log("call");
+    }
+
     /// The id of the request, for answers of our own.
     pub fn request_id(&self) -> &str {
         &self.facts.request_id
     }
 
-    fn settle(&self, outcome: Outcome) {
-        if let Some(admission) = &self.admission {
-            admission.permit.settle(outcome, self.worker.shared.clock.now());
+    fn settle(&mut self, outcome: Outcome, readings: Vec<Reading>) {
+        let now = self.worker.shared.clock.now();
+        if let Some(admission) = &mut self.admission {
+            admission.permit.settle(outcome, readings, now);
         }
     }
 
-    fn log(&self, ending: Ending, usage: &Usage, fault: Option<Fault>, duration: Duration) {
-        let error_by = match ending {
-            Ending::Complete => "none",
-            Ending::UpstreamError | Ending::UpstreamCut => "upstream",
-            Ending::ClientGone => "client",
-            Ending::RelayEnded | Ending::RelayCrashed => "relay",
-        };
-        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(
-            parent: &self.span,
-            request_id = self.facts.request_id,
-            key = self.facts.key,
-            account = self.plan.account.as_str(),
-            model = self.call.model_name(),
-            endpoint = endpoint_name(&self.call.endpoint),
-            stream = self.call.stream,
-            status = self.status.or(self.answered),
-            error_by,
-            fault = fault.map(Fault::code),
-            attempts = 1,
-            first_byte_ms = self.first_byte.map(millis),
-            duration_ms = millis(duration),
-            input_tokens = usage.input_tokens,
-            output_tokens = usage.output_tokens,
-            cache_creation_input_tokens = usage.cache_creation_input_tokens,
-            cache_read_input_tokens = usage.cache_read_input_tokens,
-            upstream_request_id = self.upstream_request_id,
-            ending = ending.name(),
-            "call"
-        );
-    }
-}
-
-impl Booking for Attempt {
-    fn end(&mut self, ending: Ending, usage: Usage, fault: Option<Fault>) {
-        if std::mem::replace(&mut self.ended, true) {
-            return;
-        }
+    fn book(&mut self, ending: Ending, usage: Usage, fault: Option<Fault>) {
         let duration = self.facts.arrived.elapsed();
-        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         self.worker.journal.borrow_mut().ended(&Ended {
             call: std::mem::take(&mut self.call_id),
             ending,
@@ -155,14 +160,65 @@ impl Booking for Attempt {
             duration_ms: millis(duration),
         });
         if let Some(fault) = fault {
-            self.settle(Outcome::Failed { fault });
+            self.settle(Outcome::Failed { fault }, Vec::new());
         }
-        self.log(ending, &usage, fault, duration);
-        // Calls that we abort keep their slot for a while: the upstream may still be at work on them.
-        if matches!(ending, Ending::ClientGone | Ending::RelayEnded | Ending::RelayCrashed)
-            || fault.is_some_and(Fault::is_timeout)
+        self.booked = Some(Booked { ending, usage, fault, duration });
+    }
+
+    /// Calls that we abort keep their slot for a while: the upstream may still be at work on them.
+    fn let_go(&self, permit: Permit, fault: Option<Fault>) {
+        if fault.is_some_and(Fault::is_timeout) {
+            permit.release_after(self.worker.shared.settings.upstream.abort_linger);
+        }
+    }
+
+    fn log(&mut self, what: &'static str) {
+        let Some(Booked { ending, usage, fault, duration }) = &self.booked else { return };
+        self.logged = true;
+        let error_by = match ending {
+            Ending::Complete => "none",
+            Ending::UpstreamError | Ending::UpstreamCut => "upstream",
+            Ending::ClientGone => "client",
+            Ending::RelayEnded | Ending::RelayCrashed => "relay",
+        };
+        tracing::info!(
+            parent: &self.span,
+            request_id = self.facts.request_id,
+            key = self.facts.key,
+            account = self.plan.account.as_str(),
+            model = self.call.model_name(),
+            endpoint = endpoint_name(&self.call.endpoint),
+            stream = self.call.stream,
+            status = self.answered.or(self.status),
+            error_by,
+            fault = fault.map(Fault::code),
+            attempts = self.number,
+            first_byte_ms = self.first_byte.map(millis),
+            duration_ms = millis(*duration),
+            input_tokens = usage.input_tokens,
+            output_tokens = usage.output_tokens,
+            cache_creation_input_tokens = usage.cache_creation_input_tokens,
+            cache_read_input_tokens = usage.cache_read_input_tokens,
+            upstream_request_id = self.upstream_request_id,
+            ending = ending.name(),
+            "{what}"
+        );
+    }
+}
+
+impl Booking for Attempt {
+    fn end(&mut self, ending: Ending, usage: Usage, fault: Option<Fault>) {
+        if self.booked.is_some() {
+            return;
+        }
+        self.book(ending, usage, fault);
+        self.log("call");
+        let aborted = matches!(ending, Ending::ClientGone | Ending::RelayEnded | Ending::RelayCrashed);
+        if (aborted || fault.is_some_and(Fault::is_timeout))
+            && let Some(Admission { permit, pass }) = self.admission.take()
         {
-            self.linger();
+            drop(pass);
+            permit.release_after(self.worker.shared.settings.upstream.abort_linger);
         }
     }
 
@@ -171,18 +227,13 @@ impl Booking for Attempt {
     }
 }
 
-impl Attempt {
-    fn linger(&mut self) {
-        if let Some(Admission { permit, pass }) = self.admission.take() {
-            drop(pass);
-            permit.release_after(self.worker.shared.settings.upstream.abort_linger);
-        }
-    }
-}
-
 impl Drop for Attempt {
     fn drop(&mut self) {
         let ending = if std::thread::panicking() { Ending::RelayCrashed } else { Ending::ClientGone };
         self.end(ending, Usage::default(), None);
+        if !self.logged {
+            // Its client left, or the relay ended it, while another account was looked for.
+            self.log("call");
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! The relay's HTTP face. This file is the route table; each module answers one kind of request.
 
 pub mod admin;
+pub mod answer;
 pub mod attempt;
 pub mod auth;
 pub mod body;
 pub mod demo;
+pub mod failover;
 pub mod probes;
 pub mod relay;
 pub mod reply;

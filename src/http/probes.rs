@@ -2,7 +2,7 @@
 
 use super::Shared;
 use crate::actors::account::AccountView;
-use crate::domain::verdict::glance;
+use crate::domain::verdict::{Load, Want};
 use actix_web::HttpResponse;
 use actix_web::web::Data;
 use serde_json::json;
@@ -56,10 +56,8 @@ pub async fn reasons(shared: &Shared) -> Vec<serde_json::Value> {
     }
     let (now, views) = (shared.clock.now(), shared.actors.seats.views());
     // A pool that is merely busy is ready: a balancer that took it away would make the others busier.
-    let ready = |v: &AccountView| {
-        let seen = glance(&v.account, &v.health, 0, None, now);
-        seen.schedulable()
-    };
+    let idle = Load { bounded: true, ..Load::default() };
+    let ready = |v: &AccountView| v.standing.glance(idle, Want::default(), now).schedulable();
     if !views.iter().any(ready) {
         say("no_schedulable_account", format!("{} accounts, none of which could take a call now", views.len()));
     }

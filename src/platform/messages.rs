@@ -1,6 +1,6 @@
 //! The Messages API as the three platforms share it: where its endpoints lie under a base, and its events.
 
-use crate::domain::Endpoint;
+use crate::domain::{Endpoint, ProbeKind};
 
 /// Anthropic's API (docs.anthropic.com/en/api/overview).
 pub const ANTHROPIC: &str = "https://api.anthropic.com";
@@ -30,14 +30,19 @@ pub fn endpoint_name(endpoint: &Endpoint) -> &'static str {
     }
 }
 
-/// A small real request: what `account test` and a re-probe send.
-pub fn probe_body(model: &str) -> String {
-    serde_json::json!({
-        "model": model,
-        "max_tokens": 1,
-        "messages": [{"role": "user", "content": "ping"}],
-    })
-    .to_string()
+/// A small request of the relay's own, as `account test` and a re-probe send it: its endpoint and its body, which
+/// is empty where a GET is meant. `None` if nothing is to be asked.
+pub fn probe(kind: ProbeKind, model: &str) -> Option<(Endpoint, String)> {
+    let mut body = serde_json::json!({"model": model, "messages": [{"role": "user", "content": "ping"}]});
+    match kind {
+        ProbeKind::Messages => {
+            body["max_tokens"] = 1.into();
+            Some((Endpoint::Messages, body.to_string()))
+        }
+        ProbeKind::CountTokens => Some((Endpoint::CountTokens, body.to_string())),
+        ProbeKind::Models => Some((Endpoint::Models(String::new()), String::new())),
+        ProbeKind::None => None,
+    }
 }
 
 /// The version header of a probe (docs.anthropic.com/en/api/versioning).
@@ -51,4 +56,20 @@ pub fn error_event(message: &str, request_id: &str) -> String {
         "request_id": request_id,
     });
     format!("event: error\ndata: {data}\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_probe_of_messages_asks_for_tokens() {
+        let asked = |kind| probe(kind, "m-1");
+        let body = r#"{"max_tokens":1,"messages":[{"content":"ping","role":"user"}],"model":"m-1"}"#;
+        assert_eq!(asked(ProbeKind::Messages), Some((Endpoint::Messages, body.to_owned())));
+        let body = body.replace(r#""max_tokens":1,"#, "");
+        assert_eq!(asked(ProbeKind::CountTokens), Some((Endpoint::CountTokens, body)));
+        assert_eq!(asked(ProbeKind::Models), Some((Endpoint::Models(String::new()), String::new())));
+        assert_eq!(asked(ProbeKind::None), None);
+    }
 }

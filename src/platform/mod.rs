@@ -10,6 +10,7 @@ pub mod claudeconsole;
 pub mod decode;
 pub mod headers;
 pub mod judge;
+pub mod limits;
 pub mod messages;
 pub mod meter;
 pub mod sse;

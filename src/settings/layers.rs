@@ -36,8 +36,26 @@ const RANGES: &[(&str, Range)] = &[
     ("health.rate_limited_first", Range::Span(MOMENT, DAY)),
     ("health.overloaded_first", Range::Span(MOMENT, DAY)),
     ("health.longest", Range::Span(MOMENT, DAY)),
+    ("health.jitter", Range::Whole(0, 50)),
+    ("health.breaker_failures", Range::Whole(1, 1_000)),
+    ("health.breaker_rate", Range::Whole(1, 100)),
+    ("health.breaker_minimum", Range::Whole(1, 100_000)),
+    ("health.breaker_window", Range::Span(SECOND, HOUR)),
+    ("health.breaker_first", Range::Span(MOMENT, DAY)),
+    ("health.slow_start", Range::Span(Duration::ZERO, HOUR)),
+    ("health.ejected_share", Range::Whole(0, 100)),
     ("health.probe_first", Range::Span(MOMENT, DAY)),
     ("health.probe_longest", Range::Span(MOMENT, DAY)),
+    ("queue.timeout", Range::Span(Duration::ZERO, DAY)),
+    ("queue.per_key", Range::Whole(1, 1_000_000)),
+    ("queue.total", Range::Whole(1, 1_000_000)),
+    ("queue.keep_alive", Range::Span(Duration::ZERO, HOUR)),
+    ("affinity.sessions", Range::Whole(0, 10_000_000)),
+    ("affinity.ttl", Range::Span(Duration::ZERO, DAY)),
+    ("affinity.patience", Range::Span(Duration::ZERO, HOUR)),
+    ("failover.attempts", Range::Whole(1, 10)),
+    ("failover.budget", Range::Whole(0, 100)),
+    ("failover.floor", Range::Whole(0, 10_000)),
     ("redis.pool_size", Range::Whole(1, 256)),
     ("redis.connect_timeout", Range::Span(TEN_MS, MINUTE)),
     ("redis.command_timeout", Range::Span(TEN_MS, MINUTE)),
@@ -164,6 +182,7 @@ impl Layers {
         for (path, longest, first, least) in [
             ("health.longest", health.longest, "health.rate_limited_first", health.rate_limited_first),
             ("health.longest", health.longest, "health.overloaded_first", health.overloaded_first),
+            ("health.longest", health.longest, "health.breaker_first", health.breaker_first),
             ("health.probe_longest", health.probe_longest, "health.probe_first", health.probe_first),
         ] {
             if longest < least {
@@ -281,7 +300,7 @@ mod tests {
     #[test]
     fn every_number_and_duration_has_a_range_that_its_default_fits() {
         let known = Layers::new().known;
-        assert_eq!(known.len(), 35, "{known:?}");
+        assert_eq!(known.len(), 53, "{known:?}");
         for (path, default) in &known {
             let range = RANGES.iter().find(|(name, _)| name == path);
             let needs = default.is_integer() || default.as_str().is_some_and(|text| parse_duration(text).is_ok());

@@ -1,7 +1,8 @@
 //! The two HTTP servers, and what each relay worker does beside its requests.
 
+use super::StartError;
 use super::listener::Listener;
-use super::{StartError, timeouts};
+use super::parts::timeouts;
 use crate::http::admin::token::AdminToken;
 use crate::http::span::CallSpan;
 use crate::http::{self, Shared, Worker};

@@ -43,7 +43,7 @@ pub(super) fn end_when_lost(claim: &Claim) {
         if let Ok(reason) = lost.wait_for(Option::is_some).await {
             let reason = reason.clone().unwrap_or_default();
             eprintln!("claude-relay: {reason}; the process ends");
-            std::process::exit(super::EXIT_FATAL);
+            std::process::exit(super::parts::EXIT_FATAL);
         }
     });
 }

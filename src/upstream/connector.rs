@@ -89,10 +89,16 @@ impl Service<ConnectInfo<Uri>> for UpstreamConnector {
                     Inner::Tls(Box::new(tls.connect(name, tcp).await.map_err(ConnectError::Io)?))
                 }
             };
-            Ok(Connection::new(uri, UpstreamStream { inner, refused: false, reading: Reading::Body, omit: None }))
+            Ok(Connection::new(
+                uri,
+                UpstreamStream { inner, refused: false, requests: 0, reading: Reading::Body, omit: None },
+            ))
         })
     }
 }
+
+/// How a connection ends that was kept and that the upstream had given up meanwhile.
+pub(super) const STALE: io::ErrorKind = io::ErrorKind::ConnectionAborted;
 
 /// A connection on which an end is an error.
 #[derive(Debug)]
@@ -100,6 +106,8 @@ pub struct UpstreamStream {
     inner: Inner,
     /// The peer took no more of our request. What it answered may still lie in our receive buffer.
     refused: bool,
+    /// Requests that were written on it.
+    requests: u32,
     reading: Reading,
     /// What of the bytes that come next is not written.
     omit: Option<Range<usize>>,
@@ -153,13 +161,22 @@ impl UpstreamStream {
         };
         Poll::Ready(match ready!(read) {
             Ok(()) if buf.filled().len() == before && buf.remaining() > 0 => Err(self.ended()),
-            Err(_) if self.refused => Err(self.ended()),
+            Err(_) if self.refused || self.is_stale() => Err(self.ended()),
             other => other,
         })
     }
 
+    /// It was kept from an earlier request, and ended before a byte of this answer: the upstream had given it up.
+    fn is_stale(&self) -> bool {
+        self.requests > 1 && matches!(&self.reading, Reading::Head(heads) if heads.is_empty())
+    }
+
     fn ended(&self) -> io::Error {
-        let kind = if self.refused { io::ErrorKind::BrokenPipe } else { io::ErrorKind::UnexpectedEof };
+        let kind = match (self.is_stale(), self.refused) {
+            (true, _) => STALE,
+            (false, true) => io::ErrorKind::BrokenPipe,
+            (false, false) => io::ErrorKind::UnexpectedEof,
+        };
         io::Error::new(kind, "the upstream ended the connection")
     }
 }
@@ -210,6 +227,7 @@ impl AsyncWrite for UpstreamStream {
         // awc writes a request only when it has read the last answer: what comes next is a head.
         if matches!(this.reading, Reading::Body) {
             this.reading = Reading::Head(Heads::default());
+            this.requests += 1;
             this.omit = date_line(bytes);
         }
         if this.refused {

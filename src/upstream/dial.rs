@@ -3,7 +3,7 @@
 //! No limit on connections (an account's slots are the limit), no redirects (the credential would travel), no
 //! headers of our own, no decompression, and no timeout of awc's: its one timer would go on to bound the body.
 
-use super::connector::UpstreamConnector;
+use super::connector::{STALE, UpstreamConnector};
 use crate::domain::Fault;
 use crate::platform::{Plan, Prepared};
 use actix_http::error::ParseError;
@@ -101,6 +101,7 @@ fn is_chunked(answer: &ClientResponse) -> bool {
 fn fault(error: &SendRequestError) -> Fault {
     tracing::debug!(%error, "an attempt failed");
     let by_io = |e: &io::Error| match e.kind() {
+        STALE => Fault::Stale,
         io::ErrorKind::BrokenPipe => Fault::EarlyClose,
         io::ErrorKind::InvalidData => Fault::Protocol,
         _ => Fault::Closed,

@@ -69,9 +69,10 @@ pub struct Tap<B: Booking + 'static> {
 }
 
 impl<B: Booking> Tap<B> {
-    /// A tap over `upstream`'s body; `revoked` ends it at once.
+    /// A tap over `upstream`'s body, of which `first` was read already; `revoked` ends it at once.
     pub fn new(
         upstream: ClientResponse,
+        first: Bytes,
         meter: Meter,
         expect: Expect,
         booking: B,
@@ -81,6 +82,7 @@ impl<B: Booking> Tap<B> {
         let size = expect.length.map_or(BodySize::Stream, BodySize::Sized);
         let answer = Rc::new(RefCell::new(Answer {
             upstream: Some(upstream),
+            first,
             booking,
             meter,
             left: expect.length,
@@ -124,6 +126,8 @@ impl<B: Booking> Drop for Tap<B> {
 struct Answer<B: Booking> {
     /// Dropped first: the upstream's connection is closed before the booking lets go of the slot.
     upstream: Option<ClientResponse>,
+    /// What was read of it already.
+    first: Bytes,
     booking: B,
     meter: Meter,
     expect: Expect,
@@ -176,6 +180,12 @@ impl<B: Booking> Answer<B> {
             return self.cut(Ending::RelayEnded, None, cx);
         }
         let Some(upstream) = self.upstream.as_mut() else { return self.done() };
+        if !self.first.is_empty() {
+            let first = std::mem::take(&mut self.first);
+            self.handed_out = Some(Instant::now());
+            self.after(&first);
+            return Poll::Ready(Some(Ok(first)));
+        }
         match Pin::new(upstream).poll_next(cx) {
             Poll::Ready(Some(Ok(chunk))) => {
                 self.last = Instant::now();

@@ -2,7 +2,7 @@
 
 use crate::fake_upstream::{Chunks, FakeUpstream, Reply, Usage};
 use crate::raw_client::{Ended, Request};
-use crate::relay_app::{TestRelay, body, message, stream};
+use crate::relay_app::{TestRelay, body, message, stream, without_waiting};
 use serde_json::json;
 
 const USAGE: Usage = Usage { input: 10, output: 42, cache_creation_5m: 5, cache_creation_1h: 2, cache_read: 3 };
@@ -244,7 +244,7 @@ async fn a_key_that_is_revoked_or_removed_ends_its_streams() {
 
 #[actix_rt::test]
 async fn an_account_that_is_removed_and_added_again_keeps_its_limit() {
-    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start_with(without_waiting).await);
     let add = || relay.add_account("a", &upstream, json!({"concurrencyLimit": 1}));
     add().await;
     let key = relay.add_key(json!({})).await;

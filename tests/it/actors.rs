@@ -5,17 +5,19 @@ use crate::relay_app::eventually;
 use claude_relay::actors::account::{Acquire, Busy, Describe, Probe, Settled};
 use claude_relay::actors::front::{Drain, Route};
 use claude_relay::actors::ledger::Flush;
-use claude_relay::actors::permit::Permit;
+use claude_relay::actors::permit::{Granted, Permit};
 use claude_relay::actors::reply::{Reply, Ticket, TicketId};
 use claude_relay::actors::roster::{Amend, Enlist, Find, Retire};
-use claude_relay::actors::scheduler::{Explain, Scope, Select, Survey};
+use claude_relay::actors::scheduler::{Explain, Scope, Select, Survey, question};
 use claude_relay::actors::{Account, Actors, KeyEntry, Parts, ProbeFn, start};
 use claude_relay::clock::Clock;
+use claude_relay::domain::dispatch::Rules;
 use claude_relay::domain::document::Document;
 use claude_relay::domain::health::Policy;
+use claude_relay::domain::retry::RetryBudget;
 use claude_relay::domain::verdict::{Code, Verdict};
 use claude_relay::domain::{
-    AccountId, Call, Ending, Endpoint, Key, Outcome, PlainKey, ProbeReport, Refusal, Time, Usage,
+    AccountId, Call, Ending, Endpoint, Key, Limit, Outcome, PlainKey, ProbeReport, Refusal, Time, Usage,
 };
 use claude_relay::store::journal::{JournalHealth, JournalWriter, Settler};
 use claude_relay::store::seal::Sealer;
@@ -44,7 +46,7 @@ struct Pool {
 
 impl Pool {
     async fn start() -> Self {
-        Self::start_with(Arc::new(|_, _| Box::pin(async { unreachable!("nothing is probed here") }))).await
+        Self::start_with(Arc::new(|_, _, _| Box::pin(async { unreachable!("nothing is probed here") }))).await
     }
 
     async fn start_with(probe: ProbeFn) -> Self {
@@ -63,7 +65,10 @@ impl Pool {
             journal: journal.clone(),
             settle_interval: Duration::from_millis(20),
             clock: Clock::from_fn(move || chrono::DateTime::from_timestamp_millis(clock.load(SeqCst)).unwrap()),
-            policy: Policy::default(),
+            policy: Policy { jitter: 0, ..Policy::default() },
+            dispatch: Rules::default(),
+            wait: chrono::TimeDelta::zero(),
+            retries: RetryBudget::new(20, 10),
             probe,
             probe_model: "probe-model".to_owned(),
             on_fatal: Arc::new(move |role| deaths.lock().unwrap().push(role)),
@@ -93,12 +98,13 @@ impl Pool {
     }
 
     async fn select(&self, scope: Scope) -> Result<Permit, Refusal> {
-        self.actors.select(call(), scope, Vec::new()).await
+        self.actors.select(call(), scope, &[]).await
     }
 
     async fn verdict(&self, id: &AccountId) -> Verdict {
-        let explained = self.actors.scheduler.addr().send(Explain { call: call(), scope: Scope::All }).await.unwrap();
-        explained.into_iter().find(|(i, _)| i == id).unwrap().1
+        let asked = question(TicketId(u64::MAX), call(), Scope::All, &[], self.now());
+        let explained = self.actors.scheduler.addr().send(Explain(asked)).await.unwrap();
+        explained.accounts.into_iter().find(|a| a.standing.record.id == *id).unwrap().verdict
     }
 
     async fn codes(&self, id: &AccountId) -> Vec<Code> {
@@ -110,6 +116,15 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.actors.stop();
     }
+}
+
+fn rate_limited(until: Time) -> Outcome {
+    Outcome::RateLimited { limit: Limit::Burst, until: Some(until), header: Some("retry-after") }
+}
+
+fn settled(outcome: Outcome, pool: &Pool) -> Settled {
+    let granted = Granted { at: pool.now(), generation: 0, window: chrono::TimeDelta::seconds(30) };
+    Settled { outcome, readings: vec![], granted, trial: None }
 }
 
 fn call() -> Arc<Call> {
@@ -132,48 +147,50 @@ async fn a_scheduler_selects_an_account_grants_and_a_settlement_shows_in_the_ver
     let pool = Pool::start().await;
     let id = pool.enlist("a", json!({"concurrencyLimit": 2})).await;
     let first = pool.select(Scope::All).await.unwrap();
-    let second = pool.select(Scope::All).await.unwrap();
+    let mut second = pool.select(Scope::All).await.unwrap();
     assert_eq!((first.account_id(), pool.actors.outstanding().permits), (&id, 2));
     let refused = pool.select(Scope::All).await.unwrap_err();
     assert!(matches!(refused, Refusal::NoAccount { common: Some(Code::AtCapacity), .. }), "{refused:?}");
     drop(first);
     assert_eq!(pool.actors.outstanding().permits, 1);
 
-    second.settle(Outcome::RateLimited { until: Some(pool.now() + chrono::TimeDelta::seconds(17)) }, pool.now());
+    second.settle(rate_limited(pool.now() + chrono::TimeDelta::seconds(17)), vec![], pool.now());
     let account = pool.account(&id).await;
     // A question through the same mailbox comes after the settlement.
     let view = account.send(Describe).await.unwrap();
-    assert_eq!(view.verdict(None, pool.now()).reasons[0].code, Code::RateLimitedBurst);
+    assert_eq!(view.verdict(false, pool.now()).reasons[0].code, Code::RateLimitedBurst);
     assert_eq!(pool.codes(&id).await, [Code::RateLimitedBurst]);
-    let Err(Busy(verdict)) = account.send(Acquire { call: call() }).await.unwrap() else { panic!("granted") };
+    let Err(Busy(verdict)) = account.send(Acquire { call: call(), bounded: false }).await.unwrap() else {
+        panic!("granted")
+    };
     assert_eq!(verdict.until(), Some(pool.now() + chrono::TimeDelta::seconds(17)));
     pool.now.fetch_add(17_000, SeqCst);
-    assert!(account.send(Acquire { call: call() }).await.unwrap().is_ok());
+    assert!(account.send(Acquire { call: call(), bounded: false }).await.unwrap().is_ok());
 }
 
 #[actix_rt::test]
 async fn a_stale_view_costs_a_step_and_never_a_grant_over_the_limit() {
     let pool = Pool::start().await;
     let (a, b) = (pool.enlist("a", json!({"concurrencyLimit": 1})).await, pool.enlist("b", json!({})).await);
-    let held = pool.account(&a).await.send(Acquire { call: call() }).await.unwrap().unwrap();
+    let held = pool.account(&a).await.send(Acquire { call: call(), bounded: false }).await.unwrap().unwrap();
     for _ in 0..5 {
         assert_eq!(pool.select(Scope::All).await.unwrap().account_id(), &b);
     }
-    let only = Scope::Only(Arc::from([a.clone()]));
+    let only = Scope::only([a.clone()]);
     assert!(pool.select(only.clone()).await.is_err(), "a bound call went elsewhere");
     drop(held);
     assert_eq!(pool.select(only).await.unwrap().account_id(), &a);
-    assert!(pool.actors.select(call(), Scope::All, vec![a, b]).await.is_err(), "tried accounts are tried again");
+    assert!(pool.actors.select(call(), Scope::All, &[a, b]).await.is_err(), "tried accounts are tried again");
 }
 
 #[actix_rt::test]
 async fn a_success_on_a_healthy_account_is_noted_with_its_status_and_time() {
     let pool = Pool::start().await;
     let id = pool.enlist("a", json!({})).await;
-    let permit = pool.select(Scope::All).await.unwrap();
-    permit.settle(Outcome::Success { status: 201 }, pool.now());
+    let mut permit = pool.select(Scope::All).await.unwrap();
+    permit.settle(Outcome::Success { status: 201 }, vec![], pool.now());
     let view = pool.account(&id).await.send(Describe).await.unwrap();
-    assert_eq!(view.slots.last_success(), Some((pool.now(), 201)));
+    assert_eq!(view.standing.slots.vitals().last_success(), Some((pool.now(), 201)));
 }
 
 #[actix_rt::test]
@@ -200,7 +217,11 @@ async fn a_large_pool_is_sampled_and_no_free_account_is_missed() {
         *seen.entry(pool.select(Scope::All).await.unwrap().account_id().to_string()).or_insert(0) += 1;
     }
     let (least, most) = (seen.values().min().unwrap(), seen.values().max().unwrap());
-    assert!(seen.len() == 150 && *least >= 10 && *most <= 30, "20 each would be even: {least} to {most}");
+    assert!(
+        seen.len() == 150 && *least >= 10 && *most <= 30,
+        "20 each would be even: {} of 150, {least} to {most}",
+        seen.len()
+    );
 }
 
 #[actix_rt::test]
@@ -208,7 +229,7 @@ async fn edits_reach_the_account_and_only_mending_ones_clear_its_health() {
     let pool = Pool::start().await;
     let id = pool.enlist("a", json!({})).await;
     let account = pool.account(&id).await;
-    account.send(Settled { outcome: Outcome::CredentialRejected { status: 401 }, generation: 0 }).await.unwrap();
+    account.send(settled(Outcome::CredentialRejected { status: 401 }, &pool)).await.unwrap();
     let amend = |field: &'static str, value: Value| {
         let mut patch = Document::default();
         patch.set(field, value);
@@ -219,12 +240,12 @@ async fn edits_reach_the_account_and_only_mending_ones_clear_its_health() {
     amend("session_token", json!("new")).await.unwrap().unwrap();
     assert_eq!(pool.codes(&id).await, []);
     // A late answer to the old credential says nothing about the new one.
-    account.send(Settled { outcome: Outcome::CredentialRejected { status: 401 }, generation: 0 }).await.unwrap();
+    account.send(settled(Outcome::CredentialRejected { status: 401 }, &pool)).await.unwrap();
     assert_eq!(pool.codes(&id).await, []);
     amend("status", json!("disabled")).await.unwrap().unwrap();
     assert_eq!(pool.codes(&id).await, [Code::OperatorDisabled]);
     pool.actors.roster.addr().send(Retire { id: id.clone() }).await.unwrap().unwrap();
-    assert!(pool.actors.scheduler.addr().send(Survey).await.unwrap().is_empty());
+    assert!(pool.actors.scheduler.addr().send(Survey).await.unwrap().accounts.is_empty());
     eventually("the actor has ended", || !account.connected()).await;
     assert!(pool.actors.roster.addr().send(Find { id }).await.unwrap().is_none());
 }
@@ -233,14 +254,14 @@ async fn edits_reach_the_account_and_only_mending_ones_clear_its_health() {
 async fn front_admits_by_key_and_gives_the_pass_back_whatever_happens() {
     let pool = Pool::start().await;
     let limited = key(json!({"concurrencyLimit": 1}));
-    let route = |key: &Arc<KeyEntry>| pool.actors.route(key.clone(), call(), Vec::new(), None);
+    let route = |key: &Arc<KeyEntry>| pool.actors.route(key.clone(), call(), Arc::default(), None);
     let refused = route(&limited).await.unwrap_err();
     assert!(matches!(refused, Refusal::NoAccount { common: None, .. }));
     assert_eq!(limited.slots().in_use(), 0, "a refused call kept its pass");
     pool.enlist("a", json!({})).await;
     let admitted = route(&limited).await.unwrap();
     assert_eq!(route(&limited).await.unwrap_err(), Refusal::KeyAtLimit { limit: 1 });
-    let again = pool.actors.route(limited.clone(), call(), Vec::new(), Some(admitted.pass)).await.unwrap();
+    let again = pool.actors.route(limited.clone(), call(), Arc::default(), Some(admitted.pass)).await.unwrap();
     drop((again, admitted.permit));
     assert_eq!(limited.slots().in_use(), 0);
     assert_eq!(route(&key(json!({"status": "revoked"}))).await.unwrap_err(), Refusal::KeyRevoked);
@@ -256,7 +277,7 @@ async fn a_caller_that_leaves_gives_everything_back() {
     pool.enlist("a", json!({"concurrencyLimit": 1})).await;
     let key = key(json!({}));
     for _ in 0..100 {
-        let route = pool.actors.route(key.clone(), call(), Vec::new(), None);
+        let route = pool.actors.route(key.clone(), call(), Arc::default(), None);
         // Asked, and gone: before the answer, or with it just come.
         drop(route.now_or_never());
     }
@@ -271,17 +292,17 @@ async fn a_caller_that_leaves_gives_everything_back() {
 async fn a_panic_in_an_account_leaves_the_others_serving_and_its_slots_counted() {
     let panics = Arc::new(AtomicUsize::new(0));
     let count = panics.clone();
-    let probe: ProbeFn = Arc::new(move |_, _| {
+    let probe: ProbeFn = Arc::new(move |_, _, _| {
         count.fetch_add(1, SeqCst);
         panic!("a probe that panics in the account's handler")
     });
     let pool = Pool::start_with(probe).await;
     let (a, b) = (pool.enlist("a", json!({"concurrencyLimit": 2})).await, pool.enlist("b", json!({})).await);
-    let only = |id: &AccountId| Scope::Only(Arc::from([id.clone()]));
-    let held = pool.select(only(&a)).await.unwrap();
+    let only = |id: &AccountId| Scope::only([id.clone()]);
+    let mut held = pool.select(only(&a)).await.unwrap();
     for round in 1..=3 {
         let dying = pool.account(&a).await;
-        assert!(dying.send(Probe { model: None }).await.is_err());
+        assert!(dying.send(Probe { kind: None, model: None }).await.is_err());
         assert_eq!(panics.load(SeqCst), round);
         assert!(pool.select(only(&b)).await.is_ok());
         let seats = pool.actors.seats.clone();
@@ -292,7 +313,7 @@ async fn a_panic_in_an_account_leaves_the_others_serving_and_its_slots_counted()
         assert!(pool.select(only(&a)).await.is_err(), "the respawned account grants over its limit");
         drop(second);
     }
-    held.settle(Outcome::Success { status: 200 }, pool.now());
+    held.settle(Outcome::Success { status: 200 }, vec![], pool.now());
     drop(held);
     assert_eq!(pool.actors.outstanding().permits, 0);
     assert!(pool.fatal.lock().unwrap().is_empty());
@@ -303,28 +324,27 @@ async fn a_panic_in_front_or_scheduler_is_survived_with_the_pool_intact() {
     let pool = Pool::start().await;
     let id = pool.enlist("a", json!({"concurrencyLimit": 2})).await;
     let held = pool.select(Scope::All).await.unwrap();
-    pool.account(&id)
-        .await
-        .send(Settled { outcome: Outcome::ServerFault { status: 500 }, generation: 0 })
-        .await
-        .unwrap();
+    let account = pool.account(&id).await;
+    for _ in 0..Policy::default().breaker_failures {
+        account.send(settled(Outcome::ServerFault { status: 500 }, &pool)).await.unwrap();
+    }
 
     let old = pool.actors.front.addr();
     let (reply, _) = Reply::<Result<claude_relay::actors::Admission, Refusal>>::channel();
     let reply = reply.map(|_: Result<_, Refusal>| panic!("a reply that panics in Front's handler"));
     let ticket = TicketId(u64::MAX);
     let revoked = key(json!({"status": "revoked"}));
-    old.do_send(Route { ticket, key: revoked, call: call(), tried: Vec::new(), pass: None, reply });
+    old.do_send(Route { ticket, key: revoked, call: call(), tried: Arc::default(), again: false, pass: None, reply });
     eventually("front is respawned", || pool.actors.front.addr() != old).await;
-    assert!(pool.actors.route(key(json!({})), call(), Vec::new(), None).await.is_ok());
+    assert!(pool.actors.route(key(json!({})), call(), Arc::default(), None).await.is_ok());
 
     let old = pool.actors.scheduler.addr();
     let (reply, _) = Reply::<Result<Permit, Refusal>>::channel();
     let reply = reply.map(|_: Result<Permit, Refusal>| panic!("a reply that panics in the Scheduler"));
-    old.do_send(Select { ticket, call: call(), scope: Scope::Only(Arc::from([])), tried: Vec::new(), reply });
+    old.do_send(Select { question: question(ticket, call(), Scope::only([]), &[], pool.now()), reply });
     eventually("the scheduler is respawned", || pool.actors.scheduler.addr() != old).await;
     // The successor knows the accounts, their health and their slots.
-    assert_eq!(pool.codes(&id).await, [Code::ServerFault]);
+    assert_eq!(pool.codes(&id).await, [Code::BreakerOpen]);
     let second = pool.select(Scope::All).await.unwrap();
     assert!(pool.select(Scope::All).await.is_err());
     drop((held, second));
@@ -347,7 +367,7 @@ async fn a_panic_in_roster_or_ledger_is_survived_and_nothing_is_lost() {
     // The accounts did not notice, and the next edit works.
     assert_eq!((pool.actors.outstanding().permits, held.account_id()), (1, &id));
     let b = pool.enlist("b", json!({})).await;
-    assert_eq!(pool.select(Scope::Only(Arc::from([b.clone()]))).await.unwrap().account_id(), &b);
+    assert_eq!(pool.select(Scope::only([b.clone()])).await.unwrap().account_id(), &b);
     drop(held);
 
     let old = pool.actors.ledger.addr();
@@ -376,7 +396,15 @@ async fn three_deaths_of_one_role_within_a_minute_are_fatal() {
         let (reply, _) = Reply::<Result<claude_relay::actors::Admission, Refusal>>::channel();
         let reply = reply.map(|_: Result<_, Refusal>| panic!("again"));
         let revoked = key(json!({"status": "revoked"}));
-        old.do_send(Route { ticket: TicketId(0), key: revoked, call: call(), tried: Vec::new(), pass: None, reply });
+        old.do_send(Route {
+            ticket: TicketId(0),
+            key: revoked,
+            call: call(),
+            tried: Arc::default(),
+            again: false,
+            pass: None,
+            reply,
+        });
         eventually("front is respawned", || pool.actors.front.addr() != old).await;
         assert_eq!(pool.fatal.lock().unwrap().len(), usize::from(deaths == 3));
     }
@@ -397,10 +425,11 @@ async fn a_ticket_counts_until_it_is_answered_or_left() {
 
 #[actix_rt::test]
 async fn a_probe_takes_a_slot_and_its_outcome_counts() {
-    let report = |outcome: Outcome| ProbeReport { outcome, error_type: None, message: None, duration_ms: 1 };
+    let report =
+        |outcome: Outcome| ProbeReport { probe: "messages", outcome, error_type: None, message: None, duration_ms: 1 };
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = asked.clone();
-    let probe: ProbeFn = Arc::new(move |plan, model| {
+    let probe: ProbeFn = Arc::new(move |plan, _, model| {
         seen.lock().unwrap().push((plan.account.to_string(), model));
         let report = report(Outcome::Success { status: 200 });
         Box::pin(async move { report })
@@ -408,14 +437,14 @@ async fn a_probe_takes_a_slot_and_its_outcome_counts() {
     let pool = Pool::start_with(probe).await;
     let id = pool.enlist("a", json!({"concurrencyLimit": 1, "models": {"asked": "upstream"}})).await;
     let account = pool.account(&id).await;
-    account.send(Settled { outcome: Outcome::CredentialRejected { status: 401 }, generation: 0 }).await.unwrap();
-    let answer = account.send(Probe { model: Some("asked".to_owned()) }).await.unwrap();
+    account.send(settled(Outcome::CredentialRejected { status: 401 }, &pool)).await.unwrap();
+    let answer = account.send(Probe { kind: None, model: Some("asked".to_owned()) }).await.unwrap();
     assert_eq!(answer.outcome, Outcome::Success { status: 200 });
     assert_eq!(*asked.lock().unwrap(), [("a".to_owned(), "upstream".to_owned())]);
-    assert_eq!(pool.account(&id).await.send(Describe).await.unwrap().health.probe_at(), None);
+    assert_eq!(pool.account(&id).await.send(Describe).await.unwrap().standing.health.probe_at(), None);
     let call = Arc::new(Call::peek(Endpoint::Messages, br#"{"model":"asked"}"#).unwrap());
-    let held = account.send(Acquire { call }).await.unwrap().unwrap();
-    let full = account.send(Probe { model: None }).await.unwrap();
+    let held = account.send(Acquire { call, bounded: false }).await.unwrap().unwrap();
+    let full = account.send(Probe { kind: None, model: None }).await.unwrap();
     assert!(full.message.unwrap().contains("every slot is in use"));
     assert_eq!(asked.lock().unwrap().len(), 1, "a probe went over the limit");
     drop(held);

@@ -151,7 +151,11 @@ async fn a_revocation_reaches_a_client_that_takes_nothing() {
 #[actix_rt::test]
 async fn an_aborted_call_keeps_its_slot_for_the_linger() {
     let upstream = FakeUpstream::start();
-    let relay = TestRelay::start_with(|s| s.upstream.abort_linger = Duration::from_secs(2)).await;
+    let relay = TestRelay::start_with(|s| {
+        s.upstream.abort_linger = Duration::from_secs(2);
+        s.queue.timeout = Duration::ZERO;
+    })
+    .await;
     relay.add_account("a", &upstream, json!({"concurrencyLimit": 1})).await;
     let key = relay.add_key(json!({})).await;
     upstream.next(Reply::stream(&["one"], USAGE).hang_after(100));

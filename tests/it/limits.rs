@@ -21,7 +21,11 @@ fn random(seed: u64) -> impl FnMut(u64) -> u64 {
 async fn limits_of_1_5_and_200_hold_under_500_parallel_calls_with_random_disconnects() {
     for limit in [1_u32, 5, 200] {
         let upstream = FakeUpstream::start();
-        let relay = TestRelay::start_with(|s| s.upstream.abort_linger = Duration::from_millis(20)).await;
+        let relay = TestRelay::start_with(|s| {
+            s.upstream.abort_linger = Duration::from_millis(20);
+            s.queue.timeout = Duration::ZERO;
+        })
+        .await;
         relay.add_account("a", &upstream, json!({"concurrencyLimit": limit})).await;
         let key = relay.add_key(json!({})).await;
         let slow =

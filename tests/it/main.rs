@@ -11,6 +11,8 @@ mod journal_crash;
 mod journal_replay;
 mod layering;
 mod limits;
+mod line;
+mod probe_kinds;
 mod process;
 mod raw_client;
 mod redis_copy;

@@ -11,6 +11,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// Settings under which a call that finds every account busy is refused at once.
+pub fn without_waiting(settings: &mut Settings) {
+    settings.queue.timeout = Duration::ZERO;
+}
+
 /// A relay under test.
 pub struct TestRelay {
     application: Option<Application>,

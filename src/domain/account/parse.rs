@@ -1,6 +1,6 @@
 //! From a record to an [`Account`]: every field checked, and an error that names it.
 
-use super::{Account, AccountId, AuthScheme, DEFAULT_CONCURRENCY_LIMIT, Models, Platform};
+use super::{Account, AccountId, AuthScheme, DEFAULT_CONCURRENCY_LIMIT, Models, Platform, ProbeKind};
 use crate::domain::Secret;
 use crate::domain::document::{Document, FieldError, wrong};
 use http::Uri;
@@ -30,6 +30,9 @@ const RESERVED_HEADERS: [&str; 19] = [
     "api-key",
 ];
 
+/// As long as a group's name may be, characters.
+const LONGEST_GROUP: usize = 64;
+
 impl Account {
     /// The typed view of a record, new or stored. Every optional field may be missing; unknown ones are ignored.
     ///
@@ -46,6 +49,16 @@ impl Account {
                 "required for platform claudeconsole; set the base URL of its API",
             ));
         }
+        let status = choice(
+            doc,
+            "status",
+            &[
+                ("active", Status::Active),
+                ("draining", Status::Draining),
+                ("disabled", Status::Off),
+                ("inactive", Status::Off),
+            ],
+        )?;
         Ok(Self {
             name: doc.text("name")?.unwrap_or(id.as_str()).to_owned(),
             id,
@@ -59,7 +72,8 @@ impl Account {
                 "auth_scheme",
                 &[("auto", AuthScheme::Auto), ("x-api-key", AuthScheme::XApiKey), ("bearer", AuthScheme::Bearer)],
             )?,
-            active: choice(doc, "status", &[("active", true), ("disabled", false), ("inactive", false)])?,
+            active: status != Status::Off,
+            draining: status == Status::Draining,
             schedulable: doc.flag("schedulable", true)?,
             concurrency_limit: u32::try_from(
                 doc.integer("concurrencyLimit", 1..=100_000)?.unwrap_or(DEFAULT_CONCURRENCY_LIMIT),
@@ -67,12 +81,38 @@ impl Account {
             .unwrap_or(u32::MAX),
             priority: doc.integer("priority", -1_000_000..=1_000_000)?.unwrap_or(50),
             weight: u32::try_from(doc.integer("weight", 1..=1_000)?.unwrap_or(100)).unwrap_or(100),
-            group: doc.text("group")?.map(str::to_owned),
+            group: doc.text("group")?.map(|name| group_name("group", name)).transpose()?.map(str::to_owned),
+            reserve: doc.integer("reserve", 0..=99)?.and_then(|n| u8::try_from(n).ok()).unwrap_or(0),
+            probe: choice(doc, "probe", &ProbeKind::ALL)?,
             headers: parse_headers(doc)?,
             models: parse_models(doc)?,
             expires_at: doc.time("expires_at")?,
         })
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Active,
+    Draining,
+    Off,
+}
+
+/// A group's name, trimmed: accounts bear one, keys list some, and both must mean the same by it.
+///
+/// # Errors
+/// When it is empty, longer than 64 characters, or has control characters.
+pub fn group_name<'a>(field: &str, text: &'a str) -> Result<&'a str, FieldError> {
+    let name = text.trim();
+    if name.is_empty() || name.chars().count() > LONGEST_GROUP || name.chars().any(char::is_control) {
+        let problem = format!("a group's name has 1 to {LONGEST_GROUP} characters, none of them a control character");
+        return Err(FieldError::new(field, format!("{problem}; got {:?}", shortened(text))));
+    }
+    Ok(name)
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(60).collect()
 }
 
 fn parse_platform(doc: &Document) -> Result<Platform, FieldError> {
@@ -179,6 +219,35 @@ mod tests {
     }
 
     #[test]
+    fn a_status_says_active_draining_or_off() {
+        for (status, expected) in [
+            (json!(null), (true, false)),
+            (json!("active"), (true, false)),
+            (json!("draining"), (true, true)),
+            (json!("disabled"), (false, false)),
+            (json!("inactive"), (false, false)),
+        ] {
+            let account = parse(json!({"id": "a", "platform": "claude", "status": status})).unwrap();
+            assert_eq!((account.active, account.draining), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_probe_a_reserve_and_a_group_are_read_and_have_defaults() {
+        let plain = parse(json!({"id": "a", "platform": "claude"})).unwrap();
+        assert_eq!((plain.probe, plain.reserve, plain.group), (ProbeKind::CountTokens, 0, None));
+        for (name, kind) in ProbeKind::ALL {
+            let account = parse(json!({"id": "a", "platform": "claude", "probe": name})).unwrap();
+            assert_eq!((account.probe, account.probe.name()), (kind, name));
+        }
+        let longest = "\u{e9}".repeat(64);
+        for (group, expected) in [(" team a ", "team a"), (longest.as_str(), longest.as_str())] {
+            let account = parse(json!({"id": "a", "platform": "claude", "reserve": 99, "group": group})).unwrap();
+            assert_eq!((account.reserve, account.group.as_deref()), (99, Some(expected)));
+        }
+    }
+
+    #[test]
     fn both_spellings_are_read() {
         let one = parse(json!({"id":"a","platform":"claude","concurrency_limit":7,"sessionToken":"t"})).unwrap();
         assert_eq!(one.concurrency_limit, 7);
@@ -199,6 +268,16 @@ mod tests {
             (json!({"id":"a","platform":"claude","schedulable":"yes"}), "schedulable"),
             (json!({"id":"a","platform":"claude","name":" "}), "name"),
             (json!({"id":"a","platform":"claude","status":""}), "status"),
+            (json!({"id":"a","platform":"claude","status":"drain"}), "status"),
+            (json!({"id":"a","platform":"claude","probe":"ping"}), "probe"),
+            (json!({"id":"a","platform":"claude","probe":false}), "probe"),
+            (json!({"id":"a","platform":"claude","reserve":100}), "reserve"),
+            (json!({"id":"a","platform":"claude","reserve":-1}), "reserve"),
+            (json!({"id":"a","platform":"claude","reserve":2.5}), "reserve"),
+            (json!({"id":"a","platform":"claude","reserve":"10"}), "reserve"),
+            (json!({"id":"a","platform":"claude","group":"g".repeat(65)}), "group"),
+            (json!({"id":"a","platform":"claude","group":"a\nb"}), "group"),
+            (json!({"id":"a","platform":"claude","group":["a"]}), "group"),
             (json!({"id":"a","platform":"claude","headers":{"Date":"x"}}), "headers.Date"),
             (json!({"id":"a","platform":"claude","colour":"red"}), "colour"),
             (json!({"id":"a","platform":"claude","created_at":"x"}), "created_at"),

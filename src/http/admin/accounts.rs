@@ -1,12 +1,14 @@
 //! `/admin/accounts`: create, list, show, change, remove, test. Records go in and out in the operator's names,
 //! secrets as marks.
 
+use super::status::status_of;
 use super::{AdminError, State, json, optional_json};
-use crate::actors::account::Probe;
+use crate::actors::Account;
+use crate::actors::account::{Probe, Reset};
 use crate::actors::roster::{Amend, Enlist, Retire};
 use crate::domain::account::FIELDS;
 use crate::domain::document::{Document, FieldError};
-use crate::domain::{AccountId, Outcome};
+use crate::domain::{AccountId, Outcome, ProbeKind};
 use actix_web::HttpResponse;
 use actix_web::web::{Path, Payload};
 use serde_json::json;
@@ -74,21 +76,27 @@ pub async fn remove(state: State, path: Path<String>) -> Answer {
 }
 
 pub async fn test(state: State, path: Path<String>, body: Payload) -> Answer {
-    let id = id(&path)?;
     let sent = optional_json(body).await?.unwrap_or_default();
     let model = match &sent["model"] {
         serde_json::Value::Null => None,
         serde_json::Value::String(name) if !name.is_empty() => Some(name.clone()),
         other => return Err(crate::domain::document::wrong("model", "a model name", other).into()),
     };
-    // The store knows best whether there is such an account; its actor may be on its way back from a panic.
-    state.stores.accounts.load(&id).await?;
-    let account = state.actors.seats.find(&id).ok_or(AdminError::Actor("the account"))?;
-    let asked = model.clone().unwrap_or_else(|| state.settings.health.probe_model.clone());
-    let report = account.send(Probe { model }).await.map_err(|_| AdminError::Actor("the account"))?;
+    ask(&state, &id(&path)?, Probe { kind: Some(ProbeKind::Messages), model }).await
+}
+
+/// `POST /admin/accounts/{id}/probe`: as the account's record says, and as cheaply.
+pub async fn probe(state: State, path: Path<String>) -> Answer {
+    ask(&state, &id(&path)?, Probe { kind: None, model: None }).await
+}
+
+async fn ask(state: &State, id: &AccountId, probe: Probe) -> Answer {
+    let asked = probe.model.clone().unwrap_or_else(|| state.settings.health.probe_model.clone());
+    let report = find(state, id).await?.send(probe).await.map_err(|_| AdminError::Actor("the account"))?;
     Ok(HttpResponse::Ok().json(json!({
         "account": id,
         "ok": matches!(report.outcome, Outcome::Success { .. }),
+        "probe": report.probe,
         "model": asked,
         "outcome": serde_json::to_value(&report.outcome).unwrap_or_default()["kind"],
         "status": report.outcome.status(),
@@ -96,4 +104,39 @@ pub async fn test(state: State, path: Path<String>, body: Payload) -> Answer {
         "message": report.message,
         "duration_ms": report.duration_ms,
     })))
+}
+
+async fn find(state: &State, id: &AccountId) -> Result<actix::Addr<Account>, AdminError> {
+    // The store knows best whether there is such an account; its actor may be on its way back from a panic.
+    state.stores.accounts.load(id).await?;
+    state.actors.seats.find(id).ok_or(AdminError::Actor("the account"))
+}
+
+/// `POST /admin/accounts/{id}/drain`: no new call; running ones end.
+pub async fn drain(state: State, path: Path<String>) -> Answer {
+    switch(&state, &id(&path)?, &[("status", "draining".into())]).await
+}
+
+/// `POST /admin/accounts/{id}/enable`
+pub async fn enable(state: State, path: Path<String>) -> Answer {
+    switch(&state, &id(&path)?, &[("status", "active".into()), ("schedulable", true.into())]).await
+}
+
+/// `POST /admin/accounts/{id}/disable`
+pub async fn disable(state: State, path: Path<String>) -> Answer {
+    switch(&state, &id(&path)?, &[("status", "disabled".into())]).await
+}
+
+async fn switch(state: &State, id: &AccountId, fields: &[(&str, serde_json::Value)]) -> Answer {
+    let mut patch = Document::default();
+    fields.iter().for_each(|(name, value)| patch.set(name, value.clone()));
+    state.actors.roster.addr().send(Amend { id: id.clone(), patch }).await.map_err(gone)??;
+    status_of(state, id).await
+}
+
+/// `POST /admin/accounts/{id}/reset`: what was learnt from past answers is forgotten.
+pub async fn reset(state: State, path: Path<String>) -> Answer {
+    let id = id(&path)?;
+    find(&state, &id).await?.send(Reset).await.map_err(|_| AdminError::Actor("the account"))?;
+    status_of(&state, &id).await
 }

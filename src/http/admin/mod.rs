@@ -4,6 +4,7 @@
 //! through the key ring, so that what runs and what is stored change together.
 
 pub mod accounts;
+mod explain;
 pub mod keys;
 mod status;
 pub mod token;
@@ -31,6 +32,11 @@ pub fn scope() -> impl HttpServiceFactory {
                 .default_service(wrong_method()),
         )
         .service(web::resource("/accounts/{id}/test").post(accounts::test).default_service(wrong_method()))
+        .service(web::resource("/accounts/{id}/probe").post(accounts::probe).default_service(wrong_method()))
+        .service(web::resource("/accounts/{id}/drain").post(accounts::drain).default_service(wrong_method()))
+        .service(web::resource("/accounts/{id}/enable").post(accounts::enable).default_service(wrong_method()))
+        .service(web::resource("/accounts/{id}/disable").post(accounts::disable).default_service(wrong_method()))
+        .service(web::resource("/accounts/{id}/reset").post(accounts::reset).default_service(wrong_method()))
         .service(web::resource("/accounts/{id}/events").get(status::events).default_service(wrong_method()))
         .service(web::resource("/accounts/{id}/status").get(status::account).default_service(wrong_method()))
         .service(web::resource("/keys").get(keys::list).post(keys::create).default_service(wrong_method()))
@@ -41,6 +47,7 @@ pub fn scope() -> impl HttpServiceFactory {
                 .delete(keys::remove)
                 .default_service(wrong_method()),
         )
+        .service(web::resource("/explain").get(explain::explain).default_service(wrong_method()))
         .service(web::resource("/status").get(status::status).default_service(wrong_method()))
         .service(web::resource("/usage").get(status::usage).default_service(wrong_method()))
         .default_service(web::to(unknown_path))

@@ -1,0 +1,140 @@
+//! Where sessions are at home: an account that has seen a conversation answers its next turn from its prompt cache.
+//!
+//! Kept by the dispatcher, in two generations: whoever is used moves to the younger one, and when that is full or
+//! old the older one is dropped whole. So memory is bounded, and forgetting costs nothing.
+
+use super::{AccountId, KeyId, Time};
+use chrono::TimeDelta;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+
+/// A client's session, scoped by its key: the same name under two keys is two sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Session(pub u64);
+
+impl Session {
+    /// The session that `key` calls `name`. The same on every relay and after every restart.
+    pub fn of(key: &KeyId, name: &str) -> Self {
+        let digest = Sha256::new().chain_update(key.as_str()).chain_update([0]).chain_update(name).finalize();
+        Self(digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)))
+    }
+}
+
+/// Where a session belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// Its account.
+    pub account: AccountId,
+    /// Where it stays while its account is out.
+    pub away: Option<AccountId>,
+    /// When it was last used.
+    pub used: Time,
+}
+
+/// The homes of sessions.
+pub struct Affinity {
+    young: HashMap<Session, Home>,
+    old: HashMap<Session, Home>,
+    /// When `young` was begun.
+    begun: Option<Time>,
+    /// The most sessions of one generation.
+    most: usize,
+    ttl: TimeDelta,
+}
+
+impl Affinity {
+    /// Room for `sessions`, each for `ttl` from its last use; none at all where either is zero.
+    pub fn new(sessions: usize, ttl: TimeDelta) -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), begun: None, most: sessions.div_ceil(2), ttl }
+    }
+
+    /// Where `session` belongs, if that is known still.
+    pub fn home(&self, session: Session, now: Time) -> Option<&Home> {
+        let home = self.young.get(&session).or_else(|| self.old.get(&session))?;
+        (now - home.used < self.ttl).then_some(home)
+    }
+
+    /// Notes that `session` was served by `account`. `home_out`: its home could not, so that this is only a stay.
+    pub fn served(&mut self, session: Session, account: &AccountId, home_out: bool, now: Time) {
+        if self.most == 0 || self.ttl <= TimeDelta::zero() {
+            return;
+        }
+        let known = self.home(session, now).cloned();
+        let home = match known {
+            Some(home) if home.account == *account => Home { away: None, used: now, ..home },
+            Some(home) if home_out => Home { away: Some(account.clone()), used: now, ..home },
+            // Its home was merely full: it goes back there next time, where its cache is.
+            Some(home) => Home { used: now, ..home },
+            None => Home { account: account.clone(), away: None, used: now },
+        };
+        let begun = *self.begun.get_or_insert(now);
+        if self.young.len() >= self.most && !self.young.contains_key(&session) || now - begun >= self.ttl {
+            self.old = std::mem::take(&mut self.young);
+            self.begun = Some(now);
+        }
+        self.old.remove(&session);
+        self.young.insert(session, home);
+    }
+
+    /// Sessions held, forgotten ones that were not dropped yet included.
+    pub fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Time {
+        chrono::DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+    }
+
+    fn id(text: &str) -> AccountId {
+        AccountId::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_session_stays_while_it_is_used_and_is_forgotten_an_hour_after() {
+        let mut affinity = Affinity::new(10, TimeDelta::hours(1));
+        affinity.served(Session(1), &id("a"), false, at(0));
+        affinity.served(Session(1), &id("a"), false, at(3_000));
+        assert_eq!(affinity.home(Session(1), at(6_599)).unwrap().account, id("a"));
+        assert!(affinity.home(Session(1), at(6_600)).is_none());
+    }
+
+    #[test]
+    fn a_stay_elsewhere_ends_when_it_is_home_again() {
+        let mut affinity = Affinity::new(10, TimeDelta::hours(1));
+        for (account, out, away) in
+            [("a", false, None), ("b", true, Some("b")), ("c", false, Some("b")), ("a", false, None)]
+        {
+            affinity.served(Session(1), &id(account), out, at(0));
+            let home = affinity.home(Session(1), at(1)).unwrap();
+            assert_eq!((&home.account, home.away.as_ref()), (&id("a"), away.map(id).as_ref()));
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_last_used_stay() {
+        let mut affinity = Affinity::new(100, TimeDelta::hours(1));
+        for n in 0..10_000 {
+            affinity.served(Session(7), &id("a"), false, at(0));
+            affinity.served(Session(1_000 + n), &id("b"), false, at(0));
+            assert!(affinity.len() <= 100);
+        }
+        assert!(affinity.home(Session(7), at(1)).is_some() && affinity.home(Session(10_999), at(1)).is_some());
+    }
+
+    #[test]
+    fn one_name_under_two_keys_is_two_sessions() {
+        let of = |key: &str| Session::of(&KeyId::new(key), "s");
+        assert_ne!(of("k1"), of("k2"));
+        assert_eq!(of("k1"), Session::of(&KeyId::new("k1"), "s"));
+    }
+}

@@ -1,0 +1,347 @@
+//! Choosing: which account would take this call best, seen from here.
+
+use super::class::{Asleep, Class, ClassKey, is_bounded};
+use super::{DOUBT, Dispatch, Entry, MOST_CLASSES, Question};
+use crate::domain::breaker::mix;
+use crate::domain::selection::{self, Candidate, Quality, rank, share};
+use crate::domain::verdict::{Code, Glance, Grade, Want};
+use crate::domain::{AccountId, Family, Standing, Time};
+
+/// Accounts looked at for one choice. Two are what evens the load out (Mitzenmacher 2001); more of them make it
+/// evener still, and let a pool be small without chance deciding.
+const SAMPLE: usize = 8;
+
+/// Turns that an account may catch up on after it was out: more would be a flood.
+const CATCH_UP: u64 = 4;
+
+/// What a look came to.
+pub(super) enum Choice {
+    /// Ask this one, by its place.
+    Take { at: usize, bounded: bool },
+    /// Its home is full: wait for that one for a moment, though another is free.
+    Home(AccountId),
+    /// Nobody can.
+    Nobody,
+}
+
+impl Entry {
+    /// What it looks like for calls of `family`.
+    pub fn see(&self, family: Option<Family>, bounded: bool, now: Time) -> Glance {
+        let want = Want { model: None, family: Some(family) };
+        let mut seen = self.standing.glance(self.standing.load(self.asked, bounded), want, now);
+        // One trial at a time, the one that was asked for included.
+        if seen.obstacle.is_none() && seen.half_open && !bounded && self.asked > 0 {
+            seen.obstacle = Some((Code::HalfOpen, Grade::Busy));
+        }
+        if let Some(end) = self.doubted.filter(|end| *end > now && seen.obstacle.is_none()) {
+            seen.obstacle = Some((Code::AtCapacity, Grade::Busy));
+            seen.end = Some(end);
+        }
+        seen
+    }
+
+    /// The same, for one that may be put to sleep: from now on it tells when a slot comes back.
+    fn watch(&self, family: Option<Family>, bounded: bool, now: Time) -> Glance {
+        let seen = self.see(family, bounded, now);
+        if seen.obstacle.is_none_or(|(_, grade)| grade == Grade::Out) {
+            return seen;
+        }
+        self.standing.slots.watch();
+        self.see(family, bounded, now)
+    }
+
+    fn candidate(&self, seen: &Glance, floor: u64, share: u64) -> Candidate {
+        Candidate {
+            last_resort: seen.last_resort,
+            priority: self.standing.record.priority,
+            in_use: self.standing.slots.in_use() + self.asked,
+            limit: self.standing.record.concurrency_limit,
+            share,
+            turn: self.turn.max(floor),
+        }
+    }
+}
+
+impl Dispatch {
+    /// The account for this call: its session's home first.
+    pub(super) fn choose(&mut self, question: &Question, key: &ClassKey, now: Time) -> Choice {
+        if let Some(session) = question.session {
+            let known = self.affinity.home(session, now).map(|home| (home.account.clone(), home.away.clone()));
+            let first = known.as_ref().map(|(home, _)| self.index.get(home).copied());
+            let home = first.unwrap_or_else(|| {
+                let class = self.class(key);
+                self.classes[class].first_home(session, &self.entries)
+            });
+            match home.and_then(|at| self.suits(at, question, key, now)) {
+                Some((at, seen)) if seen.schedulable() => return Choice::Take { at, bounded: false },
+                Some((at, seen)) if known.is_some() && is_full(&seen) && self.has_patience(question, now) => {
+                    let free = self.pick(key, &question.tried, now);
+                    return match (free, &self.entries[at]) {
+                        (Some(_), Some(entry)) => Choice::Home(entry.standing.record.id.clone()),
+                        _ => Choice::Nobody,
+                    };
+                }
+                _ => {}
+            }
+            let away = known.and_then(|(_, away)| self.index.get(&away?).copied());
+            if let Some((at, seen)) = away.and_then(|at| self.suits(at, question, key, now))
+                && seen.schedulable()
+            {
+                return Choice::Take { at, bounded: false };
+            }
+        }
+        match self.pick(key, &question.tried, now) {
+            Some((at, bounded)) => Choice::Take { at, bounded },
+            None => Choice::Nobody,
+        }
+    }
+
+    /// What the account at `at` looks like, if calls of this class may go there at all.
+    fn suits(&self, at: usize, question: &Question, key: &ClassKey, now: Time) -> Option<(usize, Glance)> {
+        let entry = self.entries.get(at)?.as_ref()?;
+        let record = &entry.standing.record;
+        if question.tried.contains(&record.id) || !key.admits(record) {
+            return None;
+        }
+        Some((at, entry.watch(key.wanted.family(), false, now)))
+    }
+
+    fn has_patience(&self, question: &Question, now: Time) -> bool {
+        let waited = self.open.contains_key(&question.ticket);
+        !waited && self.rules.patience > chrono::TimeDelta::zero() && question.deadline > now
+    }
+
+    /// The best account of a class, or `None` if none can take a call.
+    pub(super) fn pick(&mut self, key: &ClassKey, tried: &[AccountId], now: Time) -> Option<(usize, bool)> {
+        let id = self.class(key);
+        let mut class = std::mem::take(&mut self.classes[id]);
+        let mut from = i64::MIN;
+        let mut found = None;
+        while let Some((&priority, _)) = class.tiers.range(from..).next() {
+            found = self.best_of_tier(id, &mut class, priority, tried, now).map(|at| (at, false));
+            if found.is_some() || priority == i64::MAX {
+                break;
+            }
+            from = priority + 1;
+        }
+        if found.is_none() && is_bounded(class.members, class.out, class.ejected.len(), self.rules.ejected) {
+            found = self.best_of_ejected(&class, tried, now).map(|at| (at, true));
+        }
+        self.classes[id] = class;
+        found
+    }
+
+    fn best_of_tier(
+        &mut self,
+        id: usize,
+        class: &mut Class,
+        priority: i64,
+        tried: &[AccountId],
+        now: Time,
+    ) -> Option<usize> {
+        let floor = class.floors.get(&priority).copied().unwrap_or(0);
+        loop {
+            let tier = class.tiers.get(&priority)?;
+            let whole = tier.len() <= SAMPLE;
+            let mut places = self.draw(tier.len());
+            let mut best = None;
+            let mut asleep = Vec::new();
+            for place in places.drain(..) {
+                let at = tier[place];
+                let Some(entry) = &self.entries[at as usize] else { continue };
+                let seen = entry.watch(class.family, false, now);
+                match seen.obstacle {
+                    Some((code, grade)) => asleep.push((place, at, code, grade, seen.end)),
+                    None if tried.contains(&entry.standing.record.id) => {}
+                    None => {
+                        let rank = rank(&entry.candidate(&seen, floor, self.share(entry, class.family, now)));
+                        // Between equals chance decides, or the first of the tier would always win.
+                        let rank = (rank, mix(self.dice ^ u64::from(at)));
+                        if best.is_none_or(|(least, _)| rank < least) {
+                            best = Some((rank, at as usize));
+                        }
+                    }
+                }
+            }
+            if asleep.is_empty() {
+                let best = best.map(|(_, at)| at);
+                return if best.is_some() || whole {
+                    best
+                } else {
+                    self.any_of(&class.tiers[&priority], class.family, tried, now)
+                };
+            }
+            for (place, at, code, grade, end) in asleep.into_iter().rev() {
+                if let Some(tier) = class.tiers.get_mut(&priority) {
+                    tier.swap_remove(place);
+                }
+                class.fall_asleep(at, code, grade, end);
+                self.put_to_sleep(id, class.epoch, at as usize, code, grade, end, now);
+            }
+            if class.tiers.get(&priority).is_some_and(Vec::is_empty) {
+                class.tiers.remove(&priority);
+            }
+            if let Some((_, at)) = best {
+                return Some(at);
+            }
+        }
+    }
+
+    /// All that were drawn have been tried: one that has not, if there is one.
+    fn any_of(&self, tier: &[u32], family: Option<Family>, tried: &[AccountId], now: Time) -> Option<usize> {
+        let fit = |at: &&u32| {
+            let entry = self.entries[**at as usize].as_ref();
+            entry.is_some_and(|e| !tried.contains(&e.standing.record.id) && e.see(family, false, now).schedulable())
+        };
+        tier.iter().find(fit).map(|at| *at as usize)
+    }
+
+    fn best_of_ejected(&mut self, class: &Class, tried: &[AccountId], now: Time) -> Option<usize> {
+        let drawn = self.draw(class.ejected.len());
+        // A few first, and all only if none of the few can.
+        let few = drawn.into_iter().map(|place| class.ejected[place]);
+        let best = self.best_bounded(few, class, tried, now);
+        best.or_else(|| self.best_bounded(class.ejected.iter().copied(), class, tried, now))
+    }
+
+    fn best_bounded(
+        &self,
+        of: impl Iterator<Item = u32>,
+        class: &Class,
+        tried: &[AccountId],
+        now: Time,
+    ) -> Option<usize> {
+        let candidates = of.filter_map(|at| {
+            let entry = self.entries[at as usize].as_ref()?;
+            let seen = entry.watch(class.family, true, now);
+            let fit = seen.schedulable() && !tried.contains(&entry.standing.record.id);
+            fit.then(|| (rank(&entry.candidate(&seen, 0, self.share(entry, class.family, now))), at as usize))
+        });
+        candidates.min().map(|(_, at)| at)
+    }
+
+    /// Places to look at: all of a few, some of many, in ascending order and none twice.
+    fn draw(&mut self, of: usize) -> Vec<usize> {
+        self.dice = self.dice.wrapping_add(1);
+        if of <= SAMPLE {
+            return (0..of).collect();
+        }
+        let mut drawn: Vec<usize> = (0..SAMPLE)
+            .map(|_| {
+                self.dice = self.dice.wrapping_add(1);
+                (mix(self.dice) % of as u64) as usize
+            })
+            .collect();
+        drawn.sort_unstable();
+        drawn.dedup();
+        drawn
+    }
+
+    fn share(&self, entry: &Entry, family: Option<Family>, now: Time) -> u64 {
+        let Standing { record, health, slots } = &entry.standing;
+        let own = slots.vitals().first_byte();
+        let quality =
+            Quality { strikes: health.strikes(), used: health.used(family, now), first_byte: own.zip(self.usual) };
+        share(record.weight, quality)
+    }
+
+    /// The account is picked: it is this one's turn no longer.
+    pub(super) fn picked(&mut self, key: &ClassKey, at: usize, now: Time) {
+        let id = self.class(key);
+        let Some(entry) = &self.entries[at] else { return };
+        let share = self.share(entry, key.wanted.family(), now);
+        let (priority, own) = (entry.standing.record.priority, entry.standing.slots.vitals().first_byte());
+        let floor = self.classes[id].floors.entry(priority).or_insert(0);
+        let Some(entry) = &mut self.entries[at] else { return };
+        let (turn, step) = (entry.turn.max(*floor), selection::turn(share));
+        *floor = (*floor).max(turn.saturating_sub(step * CATCH_UP));
+        entry.turn = turn + step;
+        entry.asked += 1;
+        if let Some(own) = own {
+            self.usual = Some(self.usual.map_or(own, |usual| usual * 63 / 64 + own / 64));
+        }
+    }
+
+    /// The class of `key`, made if it is not there or not of this epoch.
+    pub(super) fn class(&mut self, key: &ClassKey) -> usize {
+        if let Some(&id) = self.class_ids.get(key) {
+            if self.classes[id].epoch != self.epoch {
+                self.classes[id] = Class::build(key, self.epoch, &self.entries);
+            }
+            return id;
+        }
+        if self.classes.len() >= MOST_CLASSES {
+            self.epoch += 1;
+            self.class_ids.clear();
+            self.classes.clear();
+        }
+        let id = self.classes.len();
+        self.class_ids.insert(key.clone(), id);
+        self.classes.push(Class::build(key, self.epoch, &self.entries));
+        id
+    }
+
+    #[allow(clippy::too_many_arguments)] // one note, with all that stands in it
+    fn put_to_sleep(
+        &mut self,
+        class: usize,
+        epoch: u64,
+        at: usize,
+        code: Code,
+        grade: Grade,
+        end: Option<Time>,
+        now: Time,
+    ) {
+        if let Some(entry) = &mut self.entries[at] {
+            entry.asleep.push(Asleep { class, epoch, code, grade });
+        }
+        if let Some(end) = end.filter(|end| *end > now) {
+            self.wake_by(at, end);
+        }
+    }
+
+    fn wake_by(&mut self, at: usize, time: Time) {
+        let Some(entry) = &mut self.entries[at] else { return };
+        if entry.wake_at.is_none_or(|old| time < old) {
+            entry.wake_at.map(|old| self.wakes.remove(&(old, at)));
+            entry.wake_at = Some(time);
+            self.wakes.insert((time, at));
+        }
+    }
+
+    /// The account said no though it looked free: it is asked again a little later, or when it reports.
+    pub(super) fn doubt(&mut self, at: usize, now: Time) {
+        if let Some(entry) = &mut self.entries[at] {
+            entry.doubted = Some(now + DOUBT);
+        }
+        self.wake_by(at, now + DOUBT);
+    }
+
+    /// Something about the account has changed: it is looked at anew wherever it was left out.
+    pub(super) fn wake(&mut self, at: usize) {
+        let Some(entry) = &mut self.entries[at] else { return };
+        let priority = entry.standing.record.priority;
+        let place = u32::try_from(at).unwrap_or(u32::MAX);
+        for asleep in entry.asleep.drain(..) {
+            if let Some(class) = self.classes.get_mut(asleep.class).filter(|c| c.epoch == asleep.epoch) {
+                class.wake(place, priority, asleep);
+            }
+        }
+    }
+
+    /// Wakes whose time has come.
+    pub(super) fn wake_due(&mut self, now: Time) {
+        while let Some(&(time, at)) = self.wakes.first().filter(|(time, _)| *time <= now) {
+            self.wakes.remove(&(time, at));
+            if let Some(entry) = &mut self.entries[at] {
+                entry.wake_at = None;
+            }
+            self.wake(at);
+        }
+    }
+}
+
+/// Nothing but its load keeps calls away.
+fn is_full(seen: &Glance) -> bool {
+    seen.obstacle.is_some_and(|(_, grade)| grade == Grade::Busy)
+}

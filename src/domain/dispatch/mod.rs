@@ -1,0 +1,319 @@
+//! Who gets which account, as a pure machine: the Scheduler's actor feeds it what happens and carries out its
+//! [`Command`]s; the simulation in the tests drives the very same code on a clock of its own.
+//!
+//! It never grants: it asks the best candidate, and the account answers. A call that finds every account busy waits
+//! in the [`Line`]. One invariant holds after every event: nobody waits who could be served.
+
+mod class;
+mod explain;
+mod look;
+mod question;
+mod waiting;
+
+pub use class::{Binding, Scope};
+pub use explain::{Explained, Explanation, Why};
+pub use question::{Command, Question, Rules};
+
+use super::Session;
+use super::affinity::Affinity;
+use super::line::{Line, Served, TicketId};
+use super::standing::Standing;
+use super::verdict::Code;
+use super::window::Family;
+use super::{AccountId, KeyId, Refusal, Time};
+use chrono::TimeDelta;
+use class::{Asleep, Class, ClassKey, Wanted};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Calls of one group can be served by exactly the same accounts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Group {
+    class: ClassKey,
+    tried: Arc<[AccountId]>,
+    /// Only this one, for as long as its session has patience.
+    home: Option<AccountId>,
+}
+
+struct Entry {
+    standing: Standing,
+    /// A number for its id, the same everywhere.
+    hash: u64,
+    /// Asked, and not answered yet: counted as load, or calls that arrive together would all see the same free one.
+    asked: u32,
+    turn: u64,
+    /// It said no though it looked free: not to be asked again until then, unless it reports.
+    doubted: Option<Time>,
+    /// The classes whose tiers it is out of.
+    asleep: Vec<Asleep>,
+    wake_at: Option<Time>,
+}
+
+struct Open {
+    question: Question,
+    arrived: u64,
+    state: State,
+}
+
+enum State {
+    Asked { account: AccountId, served: Option<Served<KeyId, Group>> },
+    Waiting { due: Time },
+}
+
+/// How long an account that said no unexpectedly is left alone.
+const DOUBT: TimeDelta = TimeDelta::milliseconds(20);
+
+/// Classes are made as they are asked for; at so many all are made anew.
+const MOST_CLASSES: usize = 4_096;
+
+/// The machine.
+pub struct Dispatch {
+    rules: Rules,
+    entries: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    index: HashMap<AccountId, usize>,
+    /// Model names that stand in accounts, and in how many.
+    listed: HashMap<Arc<str>, usize>,
+    /// Raised when a record changes: classes of an older epoch are made anew.
+    epoch: u64,
+    class_ids: HashMap<ClassKey, usize>,
+    classes: Vec<Class>,
+    wakes: BTreeSet<(Time, usize)>,
+    line: Line<KeyId, Group>,
+    open: HashMap<TicketId, Open>,
+    due: BTreeSet<(Time, TicketId)>,
+    affinity: Affinity,
+    arrivals: u64,
+    dice: u64,
+    /// The usual time to the first byte, over the accounts that are picked.
+    usual: Option<Duration>,
+    /// Time between two waiters that are served, smoothed; and when the last one was.
+    pace: Option<(TimeDelta, Time)>,
+    commands: VecDeque<Command>,
+}
+
+impl Dispatch {
+    /// A machine without accounts. The same `seed` makes the same choices.
+    pub fn new(rules: Rules, seed: u64) -> Self {
+        Self {
+            rules,
+            entries: Vec::new(),
+            free: Vec::new(),
+            index: HashMap::new(),
+            listed: HashMap::new(),
+            epoch: 0,
+            class_ids: HashMap::new(),
+            classes: Vec::new(),
+            wakes: BTreeSet::new(),
+            line: Line::new(rules.line),
+            open: HashMap::new(),
+            due: BTreeSet::new(),
+            affinity: Affinity::new(rules.sessions, rules.session_ttl),
+            arrivals: 0,
+            dice: seed | 1,
+            usual: None,
+            pace: None,
+            commands: VecDeque::new(),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// An account is new, or says how it stands.
+    pub fn put(&mut self, standing: Standing, now: Time) {
+        let id = standing.record.id.clone();
+        match self.index.get(&id).copied() {
+            Some(at) => {
+                let Some(entry) = self.entries[at].as_mut() else { return };
+                let old = std::mem::replace(&mut entry.standing, standing);
+                entry.doubted = None;
+                if !Arc::ptr_eq(&old.record, &entry.standing.record) {
+                    let new = entry.standing.record.clone();
+                    self.epoch += 1;
+                    self.list(&new, 1);
+                    self.list(&old.record, -1);
+                }
+                self.wake(at);
+            }
+            None => {
+                self.epoch += 1;
+                self.list(&standing.record, 1);
+                let digest = Sha256::digest(id.as_str());
+                let hash = digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+                let (asleep, wake_at) = (Vec::new(), None);
+                let entry = Entry { standing, hash, asked: 0, turn: 0, doubted: None, asleep, wake_at };
+                let at = self.free.pop().unwrap_or(self.entries.len());
+                if at == self.entries.len() {
+                    self.entries.push(None);
+                }
+                self.entries[at] = Some(entry);
+                self.index.insert(id, at);
+            }
+        }
+        self.settle_line(now);
+    }
+
+    /// An account is gone, or its actor is dead.
+    pub fn remove(&mut self, id: &AccountId, now: Time) {
+        let Some(at) = self.index.remove(id) else { return };
+        if let Some(entry) = self.entries[at].take() {
+            self.epoch += 1;
+            self.list(&entry.standing.record, -1);
+            entry.wake_at.map(|t| self.wakes.remove(&(t, at)));
+        }
+        self.free.push(at);
+        self.settle_line(now);
+    }
+
+    /// A watched slot of the account came back.
+    pub fn freed(&mut self, id: &AccountId, now: Time) {
+        if let Some(&at) = self.index.get(id) {
+            self.wake(at);
+        }
+        self.serve(now);
+    }
+
+    /// The account gave the call a slot.
+    pub fn granted(&mut self, ticket: TicketId, now: Time) {
+        let Some(open) = self.open.remove(&ticket) else { return };
+        if let State::Asked { account, .. } = &open.state {
+            self.answered(account);
+            if let Some(session) = open.question.session {
+                let home_out = self.affinity.home(session, now).is_some_and(|h| self.is_out(&h.account, &open, now));
+                self.affinity.served(session, account, home_out, now);
+            }
+        }
+        self.serve(now);
+    }
+
+    /// The account said no, or did not answer.
+    pub fn busy(&mut self, ticket: TicketId, now: Time) {
+        let Some(open) = self.open.remove(&ticket) else { return };
+        let Open { question, arrived, state } = open;
+        let State::Asked { account, served } = state else { return };
+        self.answered(&account);
+        if let Some(&at) = self.index.get(&account) {
+            self.doubt(at, now);
+        }
+        match served {
+            Some(served) => {
+                self.line.put_back(served);
+                self.park(question, arrived);
+                self.settle_line(now);
+            }
+            None => self.seek(question, arrived, now),
+        }
+    }
+
+    /// The asker left.
+    pub fn left(&mut self, ticket: TicketId, now: Time) {
+        let Some(open) = self.open.remove(&ticket) else { return };
+        match open.state {
+            State::Waiting { due } => {
+                self.line.leave(ticket);
+                self.due.remove(&(due, ticket));
+            }
+            State::Asked { account, .. } => {
+                self.answered(&account);
+                self.serve(now);
+            }
+        }
+    }
+
+    /// Nobody is let in any more: whoever waits is told.
+    pub fn refuse_all(&mut self, refusal: &Refusal) {
+        for ticket in self.line.tickets().collect::<Vec<_>>() {
+            self.refuse(ticket, refusal.clone());
+        }
+    }
+
+    /// A call wants an account.
+    pub fn ask(&mut self, question: Question, now: Time) {
+        self.arrivals += 1;
+        let arrived = self.arrivals;
+        self.wake_due(now);
+        self.seek(question, arrived, now);
+    }
+
+    /// When [`Dispatch::tick`] has something to do; only calls that wait need it.
+    pub fn due(&self) -> Option<Time> {
+        let first = self.due.first().map(|(at, _)| *at)?;
+        Some(self.wakes.first().map_or(first, |(at, _)| first.min(*at)))
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Time) {
+        self.wake_due(now);
+        self.serve(now);
+        self.end_waits(now);
+    }
+
+    /// Calls that wait.
+    pub fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
+    /// Every account's standing, with the number of waiting calls that it could take, in no order.
+    pub fn survey(&self) -> Vec<(Standing, usize)> {
+        let groups: Vec<_> = self.line.groups().collect();
+        let count = |s: &Standing| groups.iter().filter(|(g, _)| g.fits(s)).map(|(_, n)| n).sum();
+        self.entries.iter().flatten().map(|e| (e.standing.clone(), count(&e.standing))).collect()
+    }
+
+    /// The sessions whose home is remembered.
+    pub fn sessions(&self) -> usize {
+        self.affinity.len()
+    }
+
+    fn list(&mut self, record: &super::Account, by: isize) {
+        for model in record.models.listed() {
+            match self.listed.get_mut(model) {
+                Some(count) => {
+                    *count = count.saturating_add_signed(by);
+                    if *count == 0 {
+                        self.listed.remove(model);
+                    }
+                }
+                None => drop(self.listed.insert(model.into(), 1)),
+            }
+        }
+    }
+
+    fn class_key(&self, question: &Question) -> ClassKey {
+        let model = question.call.model_name();
+        let wanted = match model.and_then(|m| self.listed.get_key_value(m)) {
+            Some((model, _)) => Wanted::Listed(model.clone()),
+            None => Wanted::Unlisted(model.and_then(Family::of)),
+        };
+        ClassKey { scope: question.scope.clone(), wanted }
+    }
+
+    /// The account answered what it was asked. It may have looked fuller than it was meanwhile.
+    fn answered(&mut self, account: &AccountId) {
+        let Some(&at) = self.index.get(account) else { return };
+        if let Some(entry) = &mut self.entries[at] {
+            entry.asked = entry.asked.saturating_sub(1);
+        }
+        self.wake(at);
+    }
+
+    fn is_out(&self, home: &AccountId, open: &Open, now: Time) -> bool {
+        let Some(entry) = self.index.get(home).and_then(|at| self.entries[*at].as_ref()) else { return true };
+        let seen = entry.see(open.question.call.model_name().and_then(Family::of), false, now);
+        open.question.tried.contains(home) || seen.obstacle.is_some_and(|(code, _)| code != Code::AtCapacity)
+    }
+}
+
+impl Group {
+    fn fits(&self, standing: &Standing) -> bool {
+        let id = &standing.record.id;
+        self.home.as_ref().is_none_or(|home| home == id)
+            && !self.tried.contains(id)
+            && self.class.admits(&standing.record)
+    }
+}

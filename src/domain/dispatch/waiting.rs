@@ -1,0 +1,277 @@
+//! Waiting: who parks, who is served when, and who is sent away.
+
+use super::look::Choice;
+use super::{Command, Dispatch, Group, Open, Question, State};
+use crate::domain::line::{Full, Place, Served, TicketId};
+use crate::domain::verdict::Code;
+use crate::domain::{KeyId, Refusal, Time};
+use chrono::TimeDelta;
+
+/// The share of the newest step in the smoothed pace is one in so many.
+const SMOOTHING: i32 = 8;
+
+impl Dispatch {
+    /// Finds an account for a call, or a place in the line, or the reason why neither.
+    pub(super) fn seek(&mut self, question: Question, arrived: u64, now: Time) {
+        let class = self.class_key(&question);
+        let mut choice = self.choose(&question, &class, now);
+        if let Choice::Take { at, bounded } = choice
+            && self.somebody_could_use(at, bounded, now)
+        {
+            // Its slot came back this very moment: those who wait go first.
+            self.serve(now);
+            choice = self.choose(&question, &class, now);
+        }
+        let home = match choice {
+            Choice::Take { at, bounded } => {
+                self.picked(&class, at, now);
+                return self.send(question, arrived, at, bounded, None);
+            }
+            Choice::Home(home) => Some(home),
+            Choice::Nobody => None,
+        };
+        let group = Group { class, tried: question.tried.clone(), home };
+        if question.deadline <= now || !self.has_prospect(&group) {
+            let refusal = self.refusal(&group, now);
+            return self.commands.push_back(Command::Refuse { ticket: question.ticket, refusal });
+        }
+        let place = Place { ticket: question.ticket, key: question.key.clone(), group, arrived };
+        let patient = place.group.home.is_some();
+        if let Err(full) = self.line.join(place) {
+            let refusal = self.line_is_full(full, now);
+            return self.commands.push_back(Command::Refuse { ticket: question.ticket, refusal });
+        }
+        let due = if patient { question.deadline.min(now + self.rules.patience) } else { question.deadline };
+        self.park_until(question, arrived, due);
+    }
+
+    pub(super) fn park(&mut self, question: Question, arrived: u64) {
+        let due = question.deadline;
+        self.park_until(question, arrived, due);
+    }
+
+    fn park_until(&mut self, question: Question, arrived: u64, due: Time) {
+        let ticket = question.ticket;
+        self.due.insert((due, ticket));
+        self.open.insert(ticket, Open { question, arrived, state: State::Waiting { due } });
+    }
+
+    fn send(
+        &mut self,
+        question: Question,
+        arrived: u64,
+        at: usize,
+        bounded: bool,
+        served: Option<Served<KeyId, Group>>,
+    ) {
+        let Some(entry) = &self.entries[at] else { return };
+        let (ticket, call, account) = (question.ticket, question.call.clone(), entry.standing.record.id.clone());
+        let state = State::Asked { account: account.clone(), served };
+        self.open.insert(ticket, Open { question, arrived, state });
+        self.commands.push_back(Command::Ask { ticket, account, call, bounded });
+    }
+
+    fn somebody_could_use(&self, at: usize, bounded: bool, now: Time) -> bool {
+        !self.line.is_empty() && self.line.next(|group| self.could_use(group, at, bounded, now)).is_some()
+    }
+
+    fn could_use(&self, group: &Group, at: usize, bounded: bool, now: Time) -> bool {
+        let Some(entry) = &self.entries[at] else { return false };
+        group.fits(&entry.standing) && entry.see(group.class.wanted.family(), bounded, now).schedulable()
+    }
+
+    /// Gives every free slot to whoever's turn it is.
+    pub(super) fn serve(&mut self, now: Time) {
+        if self.line.is_empty() {
+            return;
+        }
+        let groups: Vec<Group> = self.line.groups().map(|(group, _)| group.clone()).collect();
+        for group in groups {
+            while let Some((at, bounded)) = self.pick_for(&group, now) {
+                let Some(ticket) = self.line.next(|g| self.could_use(g, at, bounded && g.class == group.class, now))
+                else {
+                    break;
+                };
+                let Some(served) = self.line.serve(ticket) else { break };
+                let Some(open) = self.open.remove(&ticket) else { break };
+                if let State::Waiting { due } = open.state {
+                    self.due.remove(&(due, ticket));
+                }
+                self.step(now);
+                let class = self.class_key(&open.question);
+                self.picked(&class, at, now);
+                self.send(open.question, open.arrived, at, bounded, Some(served));
+            }
+        }
+    }
+
+    fn pick_for(&mut self, group: &Group, now: Time) -> Option<(usize, bool)> {
+        if !self.line.groups().any(|(g, _)| g == group) {
+            return None;
+        }
+        match &group.home {
+            None => self.pick(&group.class, &group.tried, now),
+            Some(home) => {
+                let at = *self.index.get(home)?;
+                self.could_use(group, at, false, now).then_some((at, false))
+            }
+        }
+    }
+
+    /// After a change that may have made things worse: serves who can be, and sends away who has no prospect.
+    pub(super) fn settle_line(&mut self, now: Time) {
+        if self.line.is_empty() {
+            return;
+        }
+        self.leave_lost_homes(now);
+        self.serve(now);
+        for ticket in self.line.tickets().collect::<Vec<_>>() {
+            let Some(open) = self.open.get(&ticket) else { continue };
+            let class = self.class_key(&open.question);
+            let Some(open) = self.open.get(&ticket) else { continue };
+            let group = Group { class, tried: open.question.tried.clone(), home: None };
+            if !self.has_prospect(&group) {
+                let refusal = self.refusal(&group, now);
+                self.refuse(ticket, refusal);
+            }
+        }
+    }
+
+    /// A home that is not merely full any more is not waited for.
+    fn leave_lost_homes(&mut self, now: Time) {
+        let lost = |group: &Group| {
+            let at = group.home.as_ref().map(|home| self.index.get(home).copied())?;
+            let entry = at.and_then(|at| self.entries[at].as_ref());
+            let seen = entry.map(|e| e.see(group.class.wanted.family(), false, now));
+            Some(seen.is_none_or(|s| s.obstacle.is_some_and(|(code, _)| code != Code::AtCapacity)))
+        };
+        let gone: Vec<Group> = self.line.groups().map(|(g, _)| g.clone()).filter(|g| lost(g) == Some(true)).collect();
+        if gone.is_empty() {
+            return;
+        }
+        let whose: Vec<TicketId> =
+            self.line.tickets().filter(|t| self.line.group(*t).is_some_and(|g| gone.contains(g))).collect();
+        whose.into_iter().for_each(|ticket| self.lose_patience(ticket));
+    }
+
+    /// From now on any account will do.
+    fn lose_patience(&mut self, ticket: TicketId) {
+        let Some(open) = self.open.get_mut(&ticket) else { return };
+        let State::Waiting { due } = &mut open.state else { return };
+        self.due.remove(&(*due, ticket));
+        *due = open.question.deadline;
+        self.due.insert((*due, ticket));
+        if let Some(group) = self.line.group(ticket).cloned() {
+            self.line.regroup(ticket, Group { home: None, ..group });
+        }
+    }
+
+    /// Ends the patience, or the wait, of those whose time is over.
+    pub(super) fn end_waits(&mut self, now: Time) {
+        let mut impatient = false;
+        while let Some(&(due, ticket)) = self.due.first().filter(|(due, _)| *due <= now) {
+            self.due.remove(&(due, ticket));
+            let group = self.line.group(ticket).cloned();
+            let late = self.open.get(&ticket).is_none_or(|open| open.question.deadline <= now);
+            match group {
+                Some(group) if late => {
+                    let until = self.refusal(&group, now).until(now);
+                    self.refuse(ticket, Refusal::WaitedTooLong { until });
+                }
+                Some(_) => {
+                    self.lose_patience(ticket);
+                    impatient = true;
+                }
+                None => {}
+            }
+        }
+        if impatient {
+            self.settle_line(now);
+        }
+    }
+
+    pub(super) fn refuse(&mut self, ticket: TicketId, refusal: Refusal) {
+        self.line.leave(ticket);
+        if let Some(Open { state: State::Waiting { due }, .. }) = self.open.remove(&ticket) {
+            self.due.remove(&(due, ticket));
+        }
+        self.commands.push_back(Command::Refuse { ticket, refusal });
+    }
+
+    /// Whether an account is merely busy, so that waiting is a remedy. To be asked after a pick found nobody.
+    pub(super) fn has_prospect(&mut self, group: &Group) -> bool {
+        let id = self.class(&group.class);
+        let class = &self.classes[id];
+        let bounded = super::class::is_bounded(class.members, class.out, class.ejected.len(), self.rules.ejected);
+        // Ejected ones take calls where the breaker is put aside: then they are out because they are full.
+        let hopeful = class.busy + if bounded { class.ejected.len() } else { 0 };
+        let tried = group.tried.iter().filter(|id| {
+            let entry = self.index.get(*id).and_then(|at| self.entries[*at].as_ref());
+            entry.is_some_and(|e| {
+                let asleep =
+                    e.asleep.iter().find(|a| a.class == *self.class_ids.get(&group.class).unwrap_or(&usize::MAX));
+                asleep.is_some_and(|a| a.epoch == class.epoch && a.grade != crate::domain::verdict::Grade::Out)
+            })
+        });
+        hopeful > tried.count()
+    }
+
+    /// Why nobody can, for the one who asked.
+    pub(super) fn refusal(&mut self, group: &Group, now: Time) -> Refusal {
+        let id = self.class(&group.class);
+        let class = &self.classes[id];
+        let counts = class.reasons();
+        let mut parts: Vec<_> = counts.iter().map(|(code, n)| format!("{n} {}", code.name())).collect();
+        if !group.tried.is_empty() {
+            parts.push(format!("{} tried already", group.tried.len()));
+        }
+        if parts.is_empty() {
+            parts.push(match &group.class.scope {
+                super::Scope::All => "none is enlisted".to_owned(),
+                super::Scope::Only(_) => "none of those this key is bound to is enlisted".to_owned(),
+            });
+        }
+        let common = counts.keys().next().copied().filter(|_| counts.len() == 1);
+        let transient = counts.keys().any(|code| code.passes_by_itself());
+        let until = if class.busy > 0 { Some(now) } else { self.soonest(group, now) };
+        Refusal::NoAccount { common, summary: parts.join(", "), until, transient }
+    }
+
+    /// The soonest end of what keeps an account of the class out.
+    fn soonest(&self, group: &Group, now: Time) -> Option<Time> {
+        let class = &self.classes[*self.class_ids.get(&group.class)?];
+        if let Some(end) = class.soonest.filter(|end| *end > now) {
+            return Some(end);
+        }
+        let ends = self
+            .entries
+            .iter()
+            .flatten()
+            .filter(|e| group.class.admits(&e.standing.record))
+            .filter_map(|e| e.see(group.class.wanted.family(), false, now).end);
+        ends.filter(|end| *end > now).min()
+    }
+
+    fn line_is_full(&self, full: Full, now: Time) -> Refusal {
+        let (limit, of_key) = match full {
+            Full::Key => (self.rules.line.per_key, true),
+            Full::Total => (self.rules.line.total, false),
+        };
+        // As long as those before it will take, as far as the last ones tell.
+        let each = self.pace.map_or(TimeDelta::milliseconds(100), |(each, _)| each);
+        let ahead = i32::try_from(self.line.len()).unwrap_or(i32::MAX);
+        let until = now + each.checked_mul(ahead).unwrap_or(TimeDelta::seconds(60)).min(TimeDelta::seconds(60));
+        Refusal::LineFull { limit, of_key, until }
+    }
+
+    /// One more waiter is served.
+    fn step(&mut self, now: Time) {
+        self.pace = Some(match self.pace {
+            Some((each, last)) => {
+                let took = (now - last).clamp(TimeDelta::zero(), TimeDelta::seconds(60));
+                (each + (took - each) / SMOOTHING, now)
+            }
+            None => (TimeDelta::milliseconds(100), now),
+        });
+    }
+}

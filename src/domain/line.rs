@@ -1,0 +1,343 @@
+//! The waiting line: which of the calls that wait for an account is next. The dispatcher asks it whenever an account
+//! comes free, and alone changes it.
+//!
+//! Fair between keys, first come first served inside one. The round is no ring of keys but a stamp on each, of when
+//! it was last served or joined, and the least goes first: a key passed over because its accounts are all busy keeps
+//! its stamp, and so is first the moment one of them is free, however many others went before it meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+
+/// Names one waiting question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TicketId(pub u64);
+
+/// How many may wait.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Of one key.
+    pub per_key: usize,
+    /// In all.
+    pub total: usize,
+}
+
+/// Which bound is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// The key's own.
+    Key,
+    /// Everybody's.
+    Total,
+}
+
+/// One waiter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place<K, G> {
+    /// Its name; no two waiters share one.
+    pub ticket: TicketId,
+    /// Whose call it is: fairness is between these.
+    pub key: K,
+    /// Calls of one group can be served by exactly the same accounts.
+    pub group: G,
+    /// The caller's arrival number: of one key's calls the lesser goes first.
+    pub arrived: u64,
+}
+
+/// A ticket that was served, with what puts it back. Not `Clone`: it goes back once at most.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Served<K, G> {
+    /// Where it waited.
+    pub place: Place<K, G>,
+    /// Its key's stamp before.
+    stamp: u64,
+}
+
+/// The waiting line. No order that shows depends on a hash, so that a simulation replays exactly.
+#[derive(Debug)]
+pub struct Line<K, G> {
+    bounds: Bounds,
+    places: BTreeMap<TicketId, Place<K, G>>,
+    /// Only keys with waiters: one that comes back is new.
+    turns: BTreeMap<K, Turn>,
+    /// Only groups with waiters, by number, which is the order of creation.
+    groups: BTreeMap<u64, Group<K, G>>,
+    /// For look-ups only, never walked.
+    numbers: HashMap<G, u64>,
+    /// The last stamp or group number given. One counter, so that each is given once.
+    last: u64,
+}
+
+/// One key's share of the line.
+#[derive(Debug)]
+struct Turn {
+    /// When it was last served, or joined. No two keys share one.
+    stamp: u64,
+    waiting: usize,
+    /// By group number, oldest first. None is empty.
+    queues: BTreeMap<u64, BTreeSet<(u64, TicketId)>>,
+}
+
+#[derive(Debug)]
+struct Group<K, G> {
+    name: G,
+    waiting: usize,
+    /// The keys that wait in it, by their stamps.
+    round: BTreeMap<u64, K>,
+}
+
+impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
+    /// An empty line.
+    pub fn new(bounds: Bounds) -> Self {
+        let (places, turns) = (BTreeMap::new(), BTreeMap::new());
+        Self { bounds, places, turns, groups: BTreeMap::new(), numbers: HashMap::new(), last: 0 }
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// The group that this ticket waits in, if it waits.
+    pub fn group(&self, ticket: TicketId) -> Option<&G> {
+        self.places.get(&ticket).map(|place| &place.group)
+    }
+
+    /// How many of this key wait.
+    pub fn len_of(&self, key: &K) -> usize {
+        self.turns.get(key).map_or(0, |turn| turn.waiting)
+    }
+
+    /// Whether this ticket waits.
+    pub fn contains(&self, ticket: TicketId) -> bool {
+        self.places.contains_key(&ticket)
+    }
+
+    /// Whether one more of this key may join. If both bounds are reached, its own is named: that one it can help.
+    pub fn room(&self, key: &K) -> Result<(), Full> {
+        let (key, total) = (self.len_of(key) < self.bounds.per_key, self.len() < self.bounds.total);
+        if key { total.then_some(()).ok_or(Full::Total) } else { Err(Full::Key) }
+    }
+
+    /// Adds a waiter. A key without waiters joins at the end of the round.
+    pub fn join(&mut self, place: Place<K, G>) -> Result<(), Full> {
+        self.room(&place.key)?;
+        let fresh = self.fresh();
+        let stamp = self.turns.get(&place.key).map_or(fresh, |turn| turn.stamp);
+        self.link(place, stamp);
+        Ok(())
+    }
+
+    /// Its asker left. The key's turn is not used up.
+    pub fn leave(&mut self, ticket: TicketId) -> Option<Place<K, G>> {
+        self.unlink(ticket).map(|(place, _)| place)
+    }
+
+    /// Whose turn it is among the groups that `can` accepts: of the keys that wait in one of them the one served
+    /// longest ago, of its calls the oldest. Changes nothing; `can` is asked once a group, in their order.
+    pub fn next(&self, mut can: impl FnMut(&G) -> bool) -> Option<TicketId> {
+        let open = self.groups.iter().filter(|(_, group)| can(&group.name));
+        // The key whose turn it is comes first in each of its groups, so each group's first is enough to compare.
+        let firsts = open.filter_map(|(number, group)| {
+            let (stamp, key) = group.round.first_key_value()?;
+            let (arrived, ticket) = self.turns.get(key)?.queues.get(number)?.first()?;
+            Some((*stamp, *arrived, *ticket))
+        });
+        firsts.min().map(|(_, _, ticket)| ticket)
+    }
+
+    /// The ticket is served: it leaves the line, and its key goes to the end of the round.
+    pub fn serve(&mut self, ticket: TicketId) -> Option<Served<K, G>> {
+        let (place, stamp) = self.unlink(ticket)?;
+        let fresh = self.fresh();
+        self.restamp(&place.key, fresh);
+        Some(Served { place, stamp })
+    }
+
+    /// The account said no after all: the ticket is where it was, and its key has its turn back. Not subject to
+    /// bounds, since it has been let in once.
+    pub fn put_back(&mut self, served: Served<K, G>) {
+        let Served { place, stamp } = served;
+        // Whatever came between, a turn that was not used is owed: the older stamp wins.
+        let stamp = self.turns.get(&place.key).map_or(stamp, |turn| turn.stamp.min(stamp));
+        self.link(place, stamp);
+    }
+
+    /// The ticket waits in another group from now on, as old as it was. `false` if it does not wait.
+    pub fn regroup(&mut self, ticket: TicketId, group: G) -> bool {
+        let Some((place, stamp)) = self.unlink(ticket) else { return false };
+        self.link(Place { group, ..place }, stamp);
+        true
+    }
+
+    /// The groups with waiters and how many, in the order in which they came to have any.
+    pub fn groups(&self) -> impl Iterator<Item = (&G, usize)> {
+        self.groups.values().map(|group| (&group.name, group.waiting))
+    }
+
+    /// Everybody who waits, by ticket.
+    pub fn tickets(&self) -> impl Iterator<Item = TicketId> {
+        self.places.keys().copied()
+    }
+
+    fn fresh(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// Moves a key in the round, in every group where it waits: O(its groups · log).
+    fn restamp(&mut self, key: &K, stamp: u64) {
+        let Some(turn) = self.turns.get_mut(key) else { return };
+        for number in turn.queues.keys() {
+            let Some(group) = self.groups.get_mut(number) else { continue };
+            if let Some(key) = group.round.remove(&turn.stamp) {
+                group.round.insert(stamp, key);
+            }
+        }
+        turn.stamp = stamp;
+    }
+
+    /// Adds a waiter whose key has this stamp from now on.
+    fn link(&mut self, place: Place<K, G>, stamp: u64) {
+        // A ticket used twice would leave its first place behind in the queues for ever.
+        self.unlink(place.ticket);
+        self.restamp(&place.key, stamp);
+        let fresh = self.fresh();
+        let number = *self.numbers.entry(place.group.clone()).or_insert(fresh);
+        let empty = || Group { name: place.group.clone(), waiting: 0, round: BTreeMap::new() };
+        let group = self.groups.entry(number).or_insert_with(empty);
+        group.waiting += 1;
+        group.round.insert(stamp, place.key.clone());
+        let empty = || Turn { stamp, waiting: 0, queues: BTreeMap::new() };
+        let turn = self.turns.entry(place.key.clone()).or_insert_with(empty);
+        turn.waiting += 1;
+        turn.queues.entry(number).or_default().insert((place.arrived, place.ticket));
+        self.places.insert(place.ticket, place);
+    }
+
+    /// Takes a waiter out, and says its key's stamp; with its last waiter a key or a group goes too.
+    fn unlink(&mut self, ticket: TicketId) -> Option<(Place<K, G>, u64)> {
+        let place = self.places.remove(&ticket)?;
+        let number = *self.numbers.get(&place.group)?;
+        let turn = self.turns.get_mut(&place.key)?;
+        let group = self.groups.get_mut(&number)?;
+        let queue = turn.queues.get_mut(&number)?;
+        let stamp = turn.stamp;
+        queue.remove(&(place.arrived, ticket));
+        if queue.is_empty() {
+            turn.queues.remove(&number);
+            group.round.remove(&stamp);
+        }
+        turn.waiting -= 1;
+        if turn.waiting == 0 {
+            self.turns.remove(&place.key);
+        }
+        group.waiting -= 1;
+        if group.waiting == 0 {
+            self.groups.remove(&number);
+            self.numbers.remove(&place.group);
+        }
+        Some((place, stamp))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Named = Line<char, char>;
+
+    /// One waiter a word: key, group and ticket; they arrive in the order of their tickets.
+    fn line(words: &str) -> Named {
+        let mut line = Line::new(Bounds { per_key: 9, total: 99 });
+        words.split_whitespace().for_each(|word| join(&mut line, word).unwrap());
+        line
+    }
+
+    fn join(line: &mut Named, word: &str) -> Result<(), Full> {
+        let (key, group) = (word.as_bytes()[0] as char, word.as_bytes()[1] as char);
+        let arrived = word[2..].parse().unwrap();
+        line.join(Place { ticket: TicketId(arrived), key, group, arrived })
+    }
+
+    fn serve(line: &mut Named, open: &str) -> Option<Served<char, char>> {
+        let next = line.next(|group| open.contains(*group))?;
+        line.serve(next)
+    }
+
+    /// The tickets in the order served, while only these groups can be.
+    fn drain(line: &mut Named, open: &str) -> Vec<u64> {
+        std::iter::from_fn(|| serve(line, open)).map(|served| served.place.ticket.0).collect()
+    }
+
+    #[test]
+    fn keys_take_turns_and_each_goes_by_age_whatever_the_group() {
+        assert_eq!(drain(&mut line("Ax1 Ay2 Ax3 Bx4 By5 Cy6"), "xy"), [1, 4, 6, 2, 5, 3]);
+        assert_eq!(drain(&mut line("Ax1 By2 By3 Cy4 Ay5"), "y"), [5, 2, 4, 3], "A's turn goes to what can be served");
+    }
+
+    #[test]
+    fn a_busy_group_blocks_nobody_and_its_key_is_first_when_it_comes_free() {
+        let mut line = line("Ax1 By2 By3 Cy4");
+        assert_eq!((line.next(|_| false), line.next(|group| *group == 'y')), (None, Some(TicketId(2))));
+        assert_eq!(drain(&mut line, "y"), [2, 4, 3]);
+        join(&mut line, "By5").unwrap();
+        assert_eq!(drain(&mut line, "xy"), [1, 5], "passed over thrice, A is first still");
+    }
+
+    #[test]
+    fn a_key_that_comes_back_joins_at_the_end() {
+        let mut line = line("Ax1 Bx2 Bx3 Cx4");
+        assert_eq!(line.leave(TicketId(1)).map(|place| place.key), Some('A'));
+        assert_eq!(line.leave(TicketId(1)), None);
+        join(&mut line, "Ax5").unwrap();
+        line.leave(TicketId(2));
+        assert_eq!(drain(&mut line, "x"), [3, 4, 5], "B lost a call, not its turn; A lost both");
+    }
+
+    #[test]
+    fn put_back_gives_place_and_turn_back() {
+        let mut line = line("Ax1 Ax2 Bx3 Bx4");
+        let first = serve(&mut line, "x").unwrap();
+        serve(&mut line, "x");
+        line.put_back(first);
+        assert_eq!(drain(&mut line, "x"), [1, 4, 2], "before all others, and that used the turn");
+        for newest_first in [false, true] {
+            let mut line = self::line("Ax1 Ax2 By3");
+            let mut both = vec![serve(&mut line, "x"), serve(&mut line, "x")];
+            both.rotate_left(usize::from(newest_first));
+            both.into_iter().flatten().for_each(|served| line.put_back(served));
+            assert_eq!(drain(&mut line, "xy"), [1, 3, 2], "the older of the two turns, once");
+        }
+    }
+
+    #[test]
+    fn bounds_hold_for_joining_but_not_for_coming_back() {
+        let mut line = Line::new(Bounds { per_key: 1, total: 2 });
+        join(&mut line, "Ax1").unwrap();
+        assert_eq!(join(&mut line, "Ay2"), Err(Full::Key));
+        let served = serve(&mut line, "x").unwrap();
+        assert!(line.is_empty() && join(&mut line, "Ax3").is_ok() && join(&mut line, "Bx4").is_ok());
+        line.put_back(served);
+        assert_eq!((line.len(), line.len_of(&'A'), line.len_of(&'C')), (3, 2, 0));
+        assert_eq!((line.room(&'A'), line.room(&'C')), (Err(Full::Key), Err(Full::Total)));
+    }
+
+    #[test]
+    fn regroup_keeps_age_and_turn_and_groups_are_listed_by_creation() {
+        let mut line = line("Az1 Bx2 Ay3 Bz4");
+        assert!(line.regroup(TicketId(1), 'y') && !line.regroup(TicketId(9), 'y'));
+        assert_eq!(line.groups().collect::<Vec<_>>(), [(&'z', 1), (&'x', 1), (&'y', 2)]);
+        assert_eq!(line.tickets().map(|t| t.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert!(line.contains(TicketId(4)) && line.leave(TicketId(4)).is_some() && !line.contains(TicketId(4)));
+        join(&mut line, "Cz5").unwrap();
+        assert_eq!(line.groups().map(|(group, _)| group).collect::<String>(), "xyz", "z is new again");
+        assert_eq!(drain(&mut line, "xyz"), [1, 2, 5, 3]);
+        let mut line = self::line("Ax1 Bx2 By1");
+        assert_eq!((line.len(), line.len_of(&'A'), drain(&mut line, "xy")), (2, 0, vec![1, 2]), "a ticket used twice");
+    }
+}

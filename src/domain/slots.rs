@@ -1,0 +1,269 @@
+//! The concurrency semaphore of an account or a key, and what its calls note beside it.
+//!
+//! Slots outlive their actor and need no mailbox: a slot gives itself back, from whichever thread it ends on. Who
+//! waits for one sets [`Slots::watch`] and looks once more; the slot that is given back next rings the bell, once.
+
+use super::Time;
+use super::tally::SharedTally;
+use chrono::TimeDelta;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Called when a watched slot is given back.
+type Bell = Box<dyn Fn() + Send + Sync>;
+
+/// A limit and how much of it is taken.
+#[derive(Default)]
+pub struct Slots {
+    limit: AtomicU32,
+    in_use: AtomicU32,
+    /// Somebody wants to know of the next slot that is given back.
+    watched: AtomicBool,
+    /// The one call that a half-open account may have is under way.
+    trial: AtomicBool,
+    bell: OnceLock<Bell>,
+    vitals: Vitals,
+}
+
+impl Slots {
+    /// `limit` free slots.
+    pub fn new(limit: u32) -> Arc<Self> {
+        Arc::new(Self { limit: AtomicU32::new(limit), ..Self::default() })
+    }
+
+    /// The same, with somebody to tell when a watched slot comes back.
+    pub fn with_bell(limit: u32, bell: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { limit: AtomicU32::new(limit), bell: OnceLock::from(Box::new(bell) as Bell), ..Self::default() })
+    }
+
+    /// Takes a slot, unless all are taken. Checked and taken in one step.
+    pub fn try_take(self: &Arc<Self>) -> Option<Slot> {
+        let limit = self.limit();
+        let more = |n| (n < limit).then_some(n + 1);
+        self.in_use.fetch_update(SeqCst, SeqCst, more).ok().map(|_| Slot(self.clone()))
+    }
+
+    /// Takes the one trial of a half-open account, unless it is under way.
+    pub fn try_trial(self: &Arc<Self>) -> Option<Trial> {
+        (!self.trial.swap(true, SeqCst)).then(|| Trial(self.clone()))
+    }
+
+    /// Whether the trial is under way.
+    pub fn on_trial(&self) -> bool {
+        self.trial.load(SeqCst)
+    }
+
+    /// From now on the next slot, or trial, that is given back rings the bell. Look once more after this: one may
+    /// have come back just before.
+    pub fn watch(&self) {
+        self.watched.store(true, SeqCst);
+    }
+
+    /// Slots taken now. May exceed [`Slots::limit`] for a while after the limit was lowered.
+    pub fn in_use(&self) -> u32 {
+        self.in_use.load(SeqCst)
+    }
+
+    /// Slots in all.
+    pub fn limit(&self) -> u32 {
+        self.limit.load(SeqCst)
+    }
+
+    /// Changes the limit; calls that run are not touched.
+    pub fn set_limit(&self, limit: u32) {
+        self.limit.store(limit, SeqCst);
+    }
+
+    /// What its calls noted.
+    pub fn vitals(&self) -> &Vitals {
+        &self.vitals
+    }
+
+    fn ring(&self) {
+        // Read before it is written: nearly always nobody watches, and a plain load costs nothing.
+        if self.watched.load(SeqCst)
+            && self.watched.swap(false, SeqCst)
+            && let Some(bell) = self.bell.get()
+        {
+            bell();
+        }
+    }
+}
+
+impl fmt::Debug for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slots({} of {})", self.in_use(), self.limit())
+    }
+}
+
+/// One slot; dropping it gives it back.
+#[derive(Debug)]
+pub struct Slot(Arc<Slots>);
+
+impl Slot {
+    /// Whose it is.
+    pub fn of(&self) -> &Arc<Slots> {
+        &self.0
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.in_use.fetch_sub(1, SeqCst);
+        self.0.ring();
+    }
+}
+
+/// The trial call of a half-open account; dropping it lets the next one try.
+#[derive(Debug)]
+pub struct Trial(Arc<Slots>);
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        self.0.trial.store(false, SeqCst);
+        self.0.ring();
+    }
+}
+
+/// What the calls of a healthy account note instead of telling its actor: that spares a message, and the waking of
+/// a thread, for nearly every call.
+#[derive(Debug, Default)]
+pub struct Vitals {
+    /// Nothing speaks against the account, so that one more success is no news.
+    well: AtomicBool,
+    /// The last success: milliseconds since 1970 times 1,000, plus its status; 0 is none.
+    last_success: AtomicI64,
+    successes: SharedTally,
+    /// Microseconds to the first byte, smoothed; 0 is none yet.
+    first_byte: AtomicU32,
+    /// The fullest of its windows when the account was last told of them, thousandths.
+    used: AtomicU16,
+}
+
+/// The share of the newest answer in the smoothed time to the first byte is one in so many.
+const SMOOTHING: i64 = 8;
+
+impl Vitals {
+    /// The account's actor says whether successes are news to it.
+    pub fn set_well(&self, well: bool) {
+        self.well.store(well, SeqCst);
+    }
+
+    /// Whether a success is no news.
+    pub fn is_well(&self) -> bool {
+        self.well.load(SeqCst)
+    }
+
+    /// One more success, within a window of this length.
+    pub fn note_success(&self, status: u16, now: Time, window: TimeDelta) {
+        self.last_success.store(now.timestamp_millis() * 1_000 + i64::from(status), Relaxed);
+        self.successes.add(now, window);
+    }
+
+    /// The last success: when, and its status.
+    pub fn last_success(&self) -> Option<(Time, i64)> {
+        let noted = self.last_success.load(Relaxed);
+        let at = chrono::DateTime::from_timestamp_millis(noted / 1_000)?;
+        (noted != 0).then_some((at, noted % 1_000))
+    }
+
+    /// Successes within the last `window`.
+    pub fn successes(&self, now: Time, window: TimeDelta) -> u32 {
+        self.successes.get().count(now, window)
+    }
+
+    /// One more answer's time to the first byte. Not the time of the whole answer: that is the client's doing.
+    pub fn note_first_byte(&self, took: Duration) {
+        let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1);
+        let old = self.first_byte.load(Relaxed);
+        // Two threads that note at once may lose one of two: it is an average.
+        let smoothed = i64::from(old) + (i64::from(took) - i64::from(old)) / SMOOTHING;
+        self.first_byte.store(if old == 0 { took } else { u32::try_from(smoothed.max(1)).unwrap_or(took) }, Relaxed);
+    }
+
+    /// The smoothed time to the first byte.
+    pub fn first_byte(&self) -> Option<Duration> {
+        let micros = self.first_byte.load(Relaxed);
+        (micros != 0).then(|| Duration::from_micros(u64::from(micros)))
+    }
+
+    /// Whether `used` differs by a hundredth or more from what the account was last told; then it is to be told.
+    pub fn is_news(&self, used: u16) -> bool {
+        let percent = used / 10;
+        self.used.swap(percent, Relaxed) != percent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn a_limit_is_never_exceeded_and_every_slot_comes_back() {
+        let slots = Slots::new(5);
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                let slots = slots.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..10_000 {
+                        let slot = slots.try_take();
+                        assert!(slots.in_use() <= 5);
+                        drop(slot);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|t| t.join().unwrap());
+        assert_eq!(slots.in_use(), 0);
+    }
+
+    #[test]
+    fn lowering_the_limit_keeps_running_calls_and_refuses_new_ones() {
+        let slots = Slots::new(2);
+        let held = [slots.try_take().unwrap(), slots.try_take().unwrap()];
+        slots.set_limit(1);
+        assert!(slots.try_take().is_none());
+        drop(held);
+        assert!(slots.try_take().is_some());
+    }
+
+    #[test]
+    fn a_watched_slot_rings_once() {
+        let rung = Arc::new(AtomicUsize::new(0));
+        let counter = rung.clone();
+        let slots = Slots::with_bell(2, move || {
+            counter.fetch_add(1, SeqCst);
+        });
+        let (a, b) = (slots.try_take().unwrap(), slots.try_take().unwrap());
+        slots.watch();
+        drop(a);
+        drop(b);
+        assert_eq!(rung.load(SeqCst), 1);
+        let trial = slots.try_trial().unwrap();
+        assert!(slots.try_trial().is_none() && slots.on_trial());
+        slots.watch();
+        drop(trial);
+        assert!(!slots.on_trial() && rung.load(SeqCst) == 2);
+    }
+
+    /// The promise that no wake-up is lost: whoever watches and then finds all slots taken is told.
+    #[test]
+    fn no_wake_up_is_lost_between_threads() {
+        for _ in 0..2_000 {
+            let rung = Arc::new(AtomicUsize::new(0));
+            let counter = rung.clone();
+            let slots = Slots::with_bell(1, move || {
+                counter.fetch_add(1, SeqCst);
+            });
+            let slot = slots.try_take().unwrap();
+            let other = std::thread::spawn(move || drop(slot));
+            slots.watch();
+            let free = slots.in_use() == 0;
+            other.join().unwrap();
+            assert!(free || rung.load(SeqCst) == 1);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What an account is and how it stands: its record, its health and its slots, in one value.
+//!
+//! The Account actor keeps the true one and grants by it; the Scheduler keeps copies and chooses by them. Both
+//! judge with the same functions, so that they differ only by what has not been reported yet.
+
+use super::health::Health;
+use super::slots::{Slot, Slots, Trial};
+use super::verdict::{Glance, Load, Verdict, Want, glance, verdict};
+use super::{Account, Time};
+use std::sync::Arc;
+
+/// An account's record, health and slots.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// Its record.
+    pub record: Arc<Account>,
+    /// Its health, as of the copy.
+    pub health: Health,
+    /// Its slots, live.
+    pub slots: Arc<Slots>,
+}
+
+/// A slot that was granted.
+#[derive(Debug)]
+pub struct Grant {
+    /// The slot.
+    pub slot: Slot,
+    /// The call is the trial of a half-open account.
+    pub trial: Option<Trial>,
+}
+
+impl Standing {
+    /// What it bears now; `asked` are calls that were sent to it and are not answered yet.
+    pub fn load(&self, asked: u32, bounded: bool) -> Load {
+        Load { in_use: self.slots.in_use().saturating_add(asked), on_trial: self.slots.on_trial(), bounded }
+    }
+
+    /// May it take this call, and if not, why.
+    pub fn verdict(&self, want: Want, bounded: bool, now: Time) -> Verdict {
+        verdict(&self.record, &self.health, self.load(0, bounded), want, now)
+    }
+
+    /// The same in brief.
+    pub fn glance(&self, load: Load, want: Want, now: Time) -> Glance {
+        glance(&self.record, &self.health, load, want, now)
+    }
+
+    /// Takes a slot for a call if the verdict allows it: the one place where a slot of an account is granted.
+    ///
+    /// # Errors
+    /// The verdict that does not allow it.
+    pub fn grant(&self, want: Want, bounded: bool, now: Time) -> Result<Grant, Verdict> {
+        let seen = self.glance(self.load(0, bounded), want, now);
+        if !seen.schedulable() {
+            return Err(self.verdict(want, bounded, now));
+        }
+        let Some(slot) = self.slots.try_take() else {
+            // Taken by a probe, or the limit was lowered, between the look and the take.
+            let load = Load { in_use: self.slots.limit(), ..self.load(0, bounded) };
+            return Err(verdict(&self.record, &self.health, load, want, now));
+        };
+        let trial = if seen.half_open { self.slots.try_trial() } else { None };
+        Ok(Grant { slot, trial })
+    }
+}

@@ -1,0 +1,179 @@
+//! The attempts of one call: on another account each time, while the fault is the account's, nothing has gone out,
+//! and the settings and the pool's retry budget allow it.
+//!
+//! An answer of the upstream that is given up for another attempt is kept: when no attempt does better, the client
+//! gets the most useful one as it was. A client's fault is never tried again, nor is anything after the first byte.
+
+use super::Worker;
+use super::answer::{self, Start};
+use super::attempt::{Attempt, Facts};
+use super::auth::Caller;
+use crate::actors::{Admission, Pass};
+use crate::domain::{AccountId, Call, Ending, Fault, Outcome, Refusal, Usage};
+use crate::platform::{judge, limits};
+use crate::upstream::tap::Booking;
+use actix_web::http::Method;
+use actix_web::web::{Bytes, Data};
+use actix_web::{HttpRequest, HttpResponse};
+use answer::Kept;
+use awc::ClientResponse;
+use std::sync::Arc;
+
+/// A call that is relayed.
+pub struct Relaying<'a> {
+    /// As it came.
+    pub request: &'a HttpRequest,
+    /// This thread.
+    pub worker: &'a Data<Worker>,
+    /// Whose.
+    pub caller: &'a Caller,
+    /// What is asked.
+    pub call: &'a Arc<Call>,
+    /// For the log.
+    pub facts: &'a Facts,
+}
+
+/// What one attempt came to.
+enum Sent {
+    /// An answer for the client.
+    Answer(ClientResponse, Start),
+    /// The account failed, with this answer if it was a whole one.
+    Failed(Option<Kept>, Option<Fault>),
+    /// The relay ends the call.
+    Ended(Refusal),
+}
+
+impl Relaying<'_> {
+    /// An account for the call, other than those that were `tried`; waits for one if it must.
+    ///
+    /// # Errors
+    /// Why there is none, or why the call ended while it waited.
+    pub async fn admission(&self, tried: Vec<AccountId>, pass: Option<Pass>) -> Result<Admission, Refusal> {
+        let actors = &self.worker.shared.actors;
+        let route = actors.route(self.caller.key.clone(), self.call.clone(), tried.into(), pass);
+        let revoked = self.caller.key.revoked();
+        tokio::select! {
+            biased;
+            admission = route => admission,
+            () = revoked.cancelled() => Err(self.ended()),
+        }
+    }
+
+    /// Sends the call until an account answers for good.
+    ///
+    /// # Errors
+    /// What the client is told where no upstream's answer can be.
+    pub async fn attempts(&self, bytes: Bytes, first: Admission) -> Result<HttpResponse, Refusal> {
+        let most = self.worker.shared.settings.failover.attempts;
+        let (mut tried, mut best, mut admission) = (Vec::new(), None::<Kept>, first);
+        let mut forgiven = false;
+        for number in 1.. {
+            let mut attempt =
+                Attempt::begin(self.worker.clone(), admission, self.call.clone(), self.facts.clone(), number);
+            let (kept, fault) = match self.send(bytes.clone(), &mut attempt).await {
+                Sent::Answer(upstream, start) => return Ok(answer::respond(self, upstream, start, attempt)),
+                Sent::Ended(refusal) => {
+                    attempt.refused(&refusal);
+                    return Err(refusal);
+                }
+                Sent::Failed(kept, fault) => (kept, fault),
+            };
+            best = match (best, kept) {
+                (Some(old), Some(new)) => Some(old.or_better(new)),
+                (old, new) => new.or(old),
+            };
+            // A connection that ended says nothing of its account, which may be asked once more, but only once.
+            let connections = fault.is_some_and(Fault::is_connections);
+            let again = number < most && !(connections && std::mem::replace(&mut forgiven, true));
+            if !connections {
+                tried.push(attempt.plan().account.clone());
+            }
+            let pass = attempt.failed(fault);
+            let next = if again { self.admission(tried.clone(), pass).await.ok() } else { None };
+            let Some(next) = next else {
+                let refusal = Refusal::Upstream(fault.unwrap_or(Fault::Cut));
+                let status = best.as_ref().map_or(refusal.anthropic().0, Kept::status);
+                attempt.last(status);
+                return best.map(|kept| kept.respond()).ok_or(refusal);
+            };
+            attempt.followed();
+            admission = next;
+        }
+        Err(Refusal::Internal)
+    }
+
+    fn ended(&self) -> Refusal {
+        if self.worker.shared.actors.is_draining() { Refusal::Draining } else { Refusal::KeyRevoked }
+    }
+
+    /// Sends one attempt and waits for the head, or for the key's revocation; then judges what came.
+    async fn send(&self, bytes: Bytes, attempt: &mut Attempt) -> Sent {
+        let plan = attempt.plan().clone();
+        tracing::debug!(
+            account = %plan.account,
+            credential = plan.credential_kind.name(),
+            endpoint = plan.address(&self.call.endpoint),
+            "dialling"
+        );
+        let query = self.caller.query.as_deref();
+        let prepared = plan.prepare(self.call, bytes, query, self.request.headers().iter(), &self.caller.presented);
+        // Not possible with a plan that was built and a query that was parsed, but no reason to panic.
+        let Some(prepared) = prepared else { return Sent::Ended(Refusal::Internal) };
+        let method = if self.call.model.is_some() { Method::POST } else { Method::GET };
+        let revoked = self.caller.key.revoked();
+        let sent = tokio::select! {
+            sent = self.worker.dialer.send(&plan, method, prepared) => sent,
+            () = revoked.cancelled() => return Sent::Ended(self.ended()),
+        };
+        match sent {
+            Ok(upstream) => self.judge(upstream, attempt).await,
+            Err(fault) => Sent::Failed(None, Some(fault)),
+        }
+    }
+
+    /// Gives the answer a meaning. Where that hangs on the body, or the answer may be given up for another, its body
+    /// is read first, as far as it is small and quick.
+    async fn judge(&self, mut upstream: ClientResponse, attempt: &mut Attempt) -> Sent {
+        let status = upstream.status().as_u16();
+        let may_fail_over = status == 429 || status >= 500;
+        let start = match judge::wants_body(status) || may_fail_over {
+            true => Start::read(&mut upstream).await,
+            false => Start::Open(Bytes::new()),
+        };
+        let now = self.worker.shared.clock.now();
+        let headers = upstream.headers();
+        let find = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+        let upstream_id = find("request-id").map(str::to_owned);
+        tracing::debug!(status, upstream_request_id = upstream_id, "the upstream answered");
+        let plain = start.plain(find("content-encoding"));
+        let outcome = judge::judge(status, find, &self.call.endpoint, plain.as_deref(), now);
+        let readings = limits::readings(
+            headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?))),
+            now,
+        );
+        let accounts_fault = outcome.is_accounts_fault();
+        // A body that broke off is the account's fault whatever its head says, and one fault, not two.
+        let outcome = if matches!(start, Start::Cut) { Outcome::Neutral { status } } else { outcome };
+        attempt.head(status, upstream_id, outcome, readings);
+        match start {
+            Start::Cut => Sent::Failed(None, Some(Fault::Cut)),
+            Start::Whole(body) if accounts_fault => Sent::Failed(Some(Kept::new(&upstream, body)), None),
+            start => Sent::Answer(upstream, start),
+        }
+    }
+}
+
+/// Books a whole answer that goes to the client as it is.
+pub(super) fn book_whole(attempt: &mut Attempt, success: bool) {
+    attempt.end(if success { Ending::Complete } else { Ending::UpstreamError }, Usage::default(), None);
+}
+
+/// How useful an answer is to a client whose call has failed everywhere: the greater the more. Waiting is a remedy
+/// for some, and says so; a rejected credential of ours is nothing that it could mend.
+pub(super) fn usefulness(status: u16) -> u8 {
+    match status {
+        429 | 503 | 529 => 2,
+        500.. => 1,
+        _ => 0,
+    }
+}
