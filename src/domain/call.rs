@@ -134,14 +134,15 @@ impl Call {
         let cache_key = || serde_json::from_str(peek.prompt_cache_key?.get()).ok();
         let session = peek.metadata.and_then(|m| session_of(m.get())).or_else(cache_key);
         let call = Self { endpoint, model: Some(model), stream, size: body.len(), session: None, deadline: None };
-        Ok(call.of_session(session))
+        Ok(call.in_session(session.as_deref()))
     }
 
-    /// The same call, of this session; a name that is empty or too long is none.
+    /// The same call, of this session rather than of the one that its body names; a name that is empty or too long
+    /// is none.
     #[must_use]
-    pub fn of_session(self, session: Option<String>) -> Self {
-        let session = session.filter(|s| !s.is_empty() && s.len() <= LONGEST_SESSION);
-        Self { session, ..self }
+    pub fn in_session(self, named: Option<&str>) -> Self {
+        let named = named.filter(|s| !s.is_empty() && s.len() <= LONGEST_SESSION).map(str::to_owned);
+        Self { session: named.or(self.session), ..self }
     }
 
     /// The model's name, if the endpoint has one.

@@ -120,8 +120,8 @@ impl Kept {
 }
 
 /// The upstream's answer, of which `start` was read already.
-pub fn respond(relaying: &Relaying<'_>, upstream: ClientResponse, start: Start, mut attempt: Attempt) -> HttpResponse {
-    let (call, worker) = (relaying.call, relaying.worker);
+pub fn respond(relaying: &Relaying, upstream: ClientResponse, start: Start, mut attempt: Attempt) -> HttpResponse {
+    let (call, worker) = (&relaying.call, &relaying.worker);
     let status = upstream.status();
     let success = status.as_u16() < 400;
     let first = match start {

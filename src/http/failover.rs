@@ -17,20 +17,24 @@ use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
 use answer::Kept;
 use awc::ClientResponse;
+use http::header::{ACCEPT_ENCODING, HeaderValue};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// A call that is relayed.
-pub struct Relaying<'a> {
+pub struct Relaying {
     /// As it came.
-    pub request: &'a HttpRequest,
+    pub request: HttpRequest,
     /// This thread.
-    pub worker: &'a Data<Worker>,
+    pub worker: Data<Worker>,
     /// Whose.
-    pub caller: &'a Caller,
+    pub caller: Caller,
     /// What is asked.
-    pub call: &'a Arc<Call>,
+    pub call: Arc<Call>,
     /// For the log.
-    pub facts: &'a Facts,
+    pub facts: Facts,
+    /// The head of the answer went out already, without a content coding: the upstream must use none either.
+    pub uncoded: Cell<bool>,
 }
 
 /// What one attempt came to.
@@ -43,7 +47,7 @@ enum Sent {
     Ended(Refusal),
 }
 
-impl Relaying<'_> {
+impl Relaying {
     /// An account for the call, other than those that were `tried`; waits for one if it must.
     ///
     /// # Errors
@@ -116,9 +120,13 @@ impl Relaying<'_> {
             "dialling"
         );
         let query = self.caller.query.as_deref();
-        let prepared = plan.prepare(self.call, bytes, query, self.request.headers().iter(), &self.caller.presented);
+        let prepared = plan.prepare(&self.call, bytes, query, self.request.headers().iter(), &self.caller.presented);
         // Not possible with a plan that was built and a query that was parsed, but no reason to panic.
-        let Some(prepared) = prepared else { return Sent::Ended(Refusal::Internal) };
+        let Some(mut prepared) = prepared else { return Sent::Ended(Refusal::Internal) };
+        if self.uncoded.get() {
+            prepared.headers.retain(|(name, _)| *name != ACCEPT_ENCODING);
+            prepared.headers.push((ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+        }
         let method = if self.call.model.is_some() { Method::POST } else { Method::GET };
         let revoked = self.caller.key.revoked();
         let sent = tokio::select! {

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod body;
 pub mod demo;
 pub mod failover;
+pub mod keep_alive;
 pub mod probes;
 pub mod relay;
 pub mod reply;

@@ -4,12 +4,14 @@ use super::attempt::Facts;
 use super::failover::Relaying;
 use super::reply::{refuse, unknown_path};
 use super::span::call_id;
-use super::{Worker, auth, body};
+use super::{Worker, auth, body, keep_alive};
 use crate::domain::{Call, Endpoint, Refusal};
 use crate::settings::Settings;
+use actix_web::http::Version;
 use actix_web::web::{Bytes, Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::TimeDelta;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,23 +43,28 @@ fn climbs(tail: &str) -> bool {
 
 async fn answer(request: HttpRequest, payload: Payload, worker: Data<Worker>, endpoint: Endpoint) -> HttpResponse {
     let (arrived, request_id) = (Instant::now(), call_id(&request));
-    match relayed(&request, payload, &worker, endpoint, arrived, &request_id).await {
+    match relayed(request, payload, &worker, endpoint, arrived, &request_id).await {
         Ok(response) => response,
         Err((refusal, key)) => {
-            let (status, _) = refusal.anthropic();
-            let duration_ms = u64::try_from(arrived.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let code = refusal.code();
-            tracing::info!(request_id, key, status, error_by = "relay", code, attempts = 0, duration_ms, "refused");
+            log_refusal(&refusal, &request_id, key.as_deref(), arrived);
             refuse(&refusal, &request_id, worker.shared.clock.now())
         }
     }
+}
+
+/// The line of a call that was never sent.
+pub(super) fn log_refusal(refusal: &Refusal, request_id: &str, key: Option<&str>, arrived: Instant) {
+    let (status, _) = refusal.anthropic();
+    let duration_ms = u64::try_from(arrived.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let code = refusal.code();
+    tracing::info!(request_id, key, status, error_by = "relay", code, attempts = 0, duration_ms, "refused");
 }
 
 /// A refusal, and the id of the key if one was found.
 type Refused = (Refusal, Option<String>);
 
 async fn relayed(
-    request: &HttpRequest,
+    request: HttpRequest,
     payload: Payload,
     worker: &Data<Worker>,
     endpoint: Endpoint,
@@ -65,11 +72,11 @@ async fn relayed(
     request_id: &str,
 ) -> Result<HttpResponse, Refused> {
     let shared = &worker.shared;
-    let caller = auth::caller(request, &shared.actors.keys, shared.clock.now()).map_err(|r| (r, None))?;
+    let caller = auth::caller(&request, &shared.actors.keys, shared.clock.now()).map_err(|r| (r, None))?;
     let key_id = caller.key.id.to_string();
     let mine = |refusal: Refusal| (refusal, Some(key_id.clone()));
 
-    let held = body::read(request, payload, &shared.settings, &shared.body_memory).await.map_err(mine)?;
+    let held = body::read(&request, payload, &shared.settings, &shared.body_memory).await.map_err(mine)?;
     let (mut bytes, hold) = held.split();
     let call = match &endpoint {
         Endpoint::Models(_) => {
@@ -79,34 +86,35 @@ async fn relayed(
         }
         _ => Call::peek(endpoint, &bytes).map_err(|e| mine(e.into()))?,
     };
-    let arrived_at = shared.clock.now();
-    let session = header(request, "x-claude-code-session-id").or_else(|| header(request, "x-session-id"));
-    let call = match session {
-        Some(session) => call.of_session(Some(session.to_owned())),
-        None => call,
-    };
-    let deadline = Some(arrived_at + patience(request, &shared.settings));
+    let named = ["x-claude-code-session-id", "x-session-id"].into_iter().find_map(|name| header(&request, name));
+    let call = call.in_session(named);
+    let deadline = Some(shared.clock.now() + patience(&request, &shared.settings, arrived));
     let call = Arc::new(Call { deadline, ..call });
     let facts = Facts { request_id: request_id.to_owned(), key: key_id.clone(), arrived };
-    let relaying = Relaying { request, worker, caller: &caller, call: &call, facts: &facts };
+    let relaying = Relaying { request, worker: worker.clone(), caller, call, facts, uncoded: Cell::new(false) };
+    let keep_alive = shared.settings.queue.keep_alive;
+    if relaying.call.stream && !keep_alive.is_zero() && relaying.request.version() == Version::HTTP_11 {
+        return keep_alive::relayed(relaying, bytes, hold, keep_alive).await.map_err(mine);
+    }
     let admission = relaying.admission(Vec::new(), None).await.map_err(mine)?;
-    // The hold on the body's memory ends with this: the request is out, or has failed.
     let answer = relaying.attempts(bytes, admission).await;
+    // The request is out, or has failed: its bytes are not needed any more.
     drop(hold);
     // The attempt has written the line of this call.
     Ok(answer.unwrap_or_else(|refusal| refuse(&refusal, request_id, shared.clock.now())))
 }
 
 fn header<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
-    request.headers().get(name)?.to_str().ok()
+    request.headers().get(name)?.to_str().ok().filter(|value| !value.is_empty())
 }
 
 /// How long the call may wait for an account: what the settings allow, and never longer than its client waits
-/// (`x-stainless-timeout`, seconds, which the SDKs of Anthropic and OpenAI send).
-fn patience(request: &HttpRequest, settings: &Settings) -> TimeDelta {
+/// (`x-stainless-timeout`, seconds, which the SDKs of Anthropic and OpenAI send), which began when it arrived.
+fn patience(request: &HttpRequest, settings: &Settings, arrived: Instant) -> TimeDelta {
     let client = header(request, "x-stainless-timeout").and_then(|t| t.trim().parse::<f64>().ok());
     let client = client.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let wait = client.map_or(settings.queue.timeout, |client| client.min(settings.queue.timeout));
+    let left = client.map(|client| client.saturating_sub(arrived.elapsed()));
+    let wait = left.map_or(settings.queue.timeout, |left| left.min(settings.queue.timeout));
     TimeDelta::from_std(wait).unwrap_or(TimeDelta::zero())
 }
 

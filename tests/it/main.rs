@@ -9,6 +9,7 @@ mod failing_store;
 mod fake_upstream;
 mod journal_crash;
 mod journal_replay;
+mod keep_alive;
 mod layering;
 mod limits;
 mod line;

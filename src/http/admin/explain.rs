@@ -30,7 +30,7 @@ pub async fn explain(state: State, request: HttpRequest) -> Result<HttpResponse,
         return Err(FieldError::new("model", "required; a model name such as \"claude-opus-4-5\"").into());
     }
     let named = Some(Model { name: model.clone(), span: 0..0 });
-    let call = Call { model: named, ..Call::bodiless(Endpoint::Messages) }.of_session(session.clone());
+    let call = Call { model: named, ..Call::bodiless(Endpoint::Messages) }.in_session(session.as_deref());
     let (now, wait) = (state.clock.now(), state.settings.queue.timeout);
     let deadline = now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::zero());
     // No such ticket waits: this one only asks.
