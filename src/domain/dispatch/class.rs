@@ -216,7 +216,9 @@ impl Class {
     }
 }
 
-/// Whether the breaker is put aside in a class: more of its usable accounts are ejected than `percent` allows.
+/// Whether the breaker is put aside in a class: more of its usable accounts are ejected than `percent` allows, or
+/// all of them are.
 pub(super) fn is_bounded(members: usize, out: usize, ejected: usize, percent: usize) -> bool {
-    ejected * 100 > members.saturating_sub(out) * percent
+    let usable = members.saturating_sub(out);
+    ejected * 100 > usable * percent || (ejected > 0 && ejected >= usable)
 }

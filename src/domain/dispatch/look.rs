@@ -143,10 +143,10 @@ impl Dispatch {
         loop {
             let tier = class.tiers.get(&priority)?;
             let whole = tier.len() <= SAMPLE;
-            let mut places = self.draw(tier.len());
+            let (places, drawn) = self.draw(tier.len());
             let mut best = None;
             let mut asleep = Vec::new();
-            for place in places.drain(..) {
+            for &place in &places[..drawn] {
                 let at = tier[place];
                 let Some(entry) = &self.entries[at as usize] else { continue };
                 let seen = entry.watch(class.family, false, now);
@@ -197,9 +197,9 @@ impl Dispatch {
     }
 
     fn best_of_ejected(&mut self, class: &Class, tried: &[AccountId], now: Time) -> Option<usize> {
-        let drawn = self.draw(class.ejected.len());
+        let (places, drawn) = self.draw(class.ejected.len());
         // A few first, and all only if none of the few can.
-        let few = drawn.into_iter().map(|place| class.ejected[place]);
+        let few = places[..drawn].iter().map(|&place| class.ejected[place]);
         let best = self.best_bounded(few, class, tried, now);
         best.or_else(|| self.best_bounded(class.ejected.iter().copied(), class, tried, now))
     }
@@ -220,21 +220,25 @@ impl Dispatch {
         candidates.min().map(|(_, at)| at)
     }
 
-    /// Places to look at: all of a few, some of many, in ascending order and none twice.
-    fn draw(&mut self, of: usize) -> Vec<usize> {
+    /// Places to look at, and how many: all of a few, some of many, in ascending order and none twice.
+    fn draw(&mut self, of: usize) -> ([usize; SAMPLE], usize) {
         self.dice = self.dice.wrapping_add(1);
         if of <= SAMPLE {
-            return (0..of).collect();
+            return (std::array::from_fn(|place| place), of);
         }
-        let mut drawn: Vec<usize> = (0..SAMPLE)
-            .map(|_| {
-                self.dice = self.dice.wrapping_add(1);
-                (mix(self.dice) % of as u64) as usize
-            })
-            .collect();
-        drawn.sort_unstable();
-        drawn.dedup();
-        drawn
+        let mut places = std::array::from_fn(|_| {
+            self.dice = self.dice.wrapping_add(1);
+            (mix(self.dice) % of as u64) as usize
+        });
+        places.sort_unstable();
+        let mut drawn = 1;
+        for next in 1..SAMPLE {
+            if places[next] != places[drawn - 1] {
+                places[drawn] = places[next];
+                drawn += 1;
+            }
+        }
+        (places, drawn)
     }
 
     fn share(&self, entry: &Entry, family: Option<Family>, now: Time) -> u64 {

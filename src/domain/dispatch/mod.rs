@@ -78,6 +78,8 @@ pub struct Dispatch {
     listed: HashMap<Arc<str>, usize>,
     /// Raised when a record changes: classes of an older epoch are made anew.
     epoch: u64,
+    /// The epoch in which the line was grouped last.
+    grouped: u64,
     class_ids: HashMap<ClassKey, usize>,
     classes: Vec<Class>,
     wakes: BTreeSet<(Time, usize)>,
@@ -104,6 +106,7 @@ impl Dispatch {
             index: HashMap::new(),
             listed: HashMap::new(),
             epoch: 0,
+            grouped: 0,
             class_ids: HashMap::new(),
             classes: Vec::new(),
             wakes: BTreeSet::new(),

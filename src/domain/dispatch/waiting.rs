@@ -31,7 +31,8 @@ impl Dispatch {
             Choice::Nobody => None,
         };
         let group = Group { class, tried: question.tried.clone(), home };
-        if question.deadline <= now || !self.has_prospect(&group) {
+        let hopeless = group.home.is_none() && !self.has_prospect(&group);
+        if question.deadline <= now || hopeless {
             let refusal = self.refusal(&group, now);
             return self.commands.push_back(Command::Refuse { ticket: question.ticket, refusal });
         }
@@ -123,16 +124,29 @@ impl Dispatch {
         if self.line.is_empty() {
             return;
         }
+        self.regroup();
         self.leave_lost_homes(now);
         self.serve(now);
+        // Whoever still waits for more than its home found nobody a moment ago.
+        let groups: Vec<Group> = self.line.groups().map(|(g, _)| g.clone()).filter(|g| g.home.is_none()).collect();
+        for group in groups.into_iter().filter(|group| !self.has_prospect(group)).collect::<Vec<_>>() {
+            let refusal = self.refusal(&group, now);
+            let lost: Vec<_> = self.line.tickets().filter(|t| self.line.group(*t) == Some(&group)).collect();
+            lost.into_iter().for_each(|ticket| self.refuse(ticket, refusal.clone()));
+        }
+    }
+
+    /// After an edit a model may be listed that was not, or the other way round: then calls wait in another group.
+    fn regroup(&mut self) {
+        if std::mem::replace(&mut self.grouped, self.epoch) == self.epoch {
+            return;
+        }
         for ticket in self.line.tickets().collect::<Vec<_>>() {
-            let Some(open) = self.open.get(&ticket) else { continue };
+            let (Some(open), Some(group)) = (self.open.get(&ticket), self.line.group(ticket)) else { continue };
             let class = self.class_key(&open.question);
-            let Some(open) = self.open.get(&ticket) else { continue };
-            let group = Group { class, tried: open.question.tried.clone(), home: None };
-            if !self.has_prospect(&group) {
-                let refusal = self.refusal(&group, now);
-                self.refuse(ticket, refusal);
+            if class != group.class {
+                let group = Group { class, ..group.clone() };
+                self.line.regroup(ticket, group);
             }
         }
     }
