@@ -190,7 +190,8 @@ pub fn verdict(account: &Account, health: &Health, load: Load, want: Want, now: 
 
 /// The same verdict in brief, for the Scheduler's walk over many accounts: nothing is allocated.
 pub fn glance(account: &Account, health: &Health, load: Load, want: Want, now: Time) -> Glance {
-    let mut glance = Glance { obstacle: None, end: Some(now), last_resort: false, half_open: false };
+    let (obstacle, end, change) = (None, Some(now), None);
+    let mut glance = Glance { obstacle, end, change, loaded: false, last_resort: false, half_open: false };
     weigh(account, health, load, want, now, |code, weight, _, until, _| {
         glance.last_resort |= weight == Weight::PutAside;
         glance.half_open |= code == Code::HalfOpen;
@@ -198,6 +199,8 @@ pub fn glance(account: &Account, health: &Health, load: Load, want: Want, now: T
         if glance.obstacle.is_none_or(|(_, gravest)| grade > gravest) {
             glance.obstacle = Some((code, grade));
         }
+        glance.loaded |= matches!(code, Code::AtCapacity | Code::HalfOpen | Code::SlowStart);
+        glance.change = [glance.change, until].into_iter().flatten().min();
         // A slot frees itself at any moment: it has no time of its own, and puts no other off.
         if grade != Grade::Busy {
             glance.end = glance.end.zip(until).map(|(a, b)| a.max(b));
@@ -213,6 +216,10 @@ pub struct Glance {
     pub obstacle: Option<(Code, Grade)>,
     /// When all that stands in the way is over, as far as it has an end.
     pub end: Option<Time>,
+    /// When the first of it is over: time to look again, for what else stands in the way may be over by then.
+    pub change: Option<Time>,
+    /// Some of it is over as soon as a call ends, whatever else stands in the way.
+    pub loaded: bool,
     /// It may take the call, but others should be asked first.
     pub last_resort: bool,
     /// The call would be its trial.

@@ -27,6 +27,7 @@ mod redis_store;
 mod relay_app;
 mod relay_process;
 mod settings;
+mod simulation;
 mod store_contract;
 mod store_usage;
 mod streaming;

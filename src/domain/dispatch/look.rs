@@ -31,11 +31,11 @@ impl Entry {
         let mut seen = self.standing.glance(self.standing.load(self.asked, bounded), want, now);
         // One trial at a time, the one that was asked for included.
         if seen.obstacle.is_none() && seen.half_open && !bounded && self.asked > 0 {
-            seen.obstacle = Some((Code::HalfOpen, Grade::Busy));
+            (seen.obstacle, seen.loaded) = (Some((Code::HalfOpen, Grade::Busy)), true);
         }
         if let Some(end) = self.doubted.filter(|end| *end > now && seen.obstacle.is_none()) {
             seen.obstacle = Some((Code::AtCapacity, Grade::Busy));
-            seen.end = Some(end);
+            (seen.end, seen.change) = (Some(end), Some(end));
         }
         seen
     }
@@ -43,7 +43,7 @@ impl Entry {
     /// The same, for one that may be put to sleep: from now on it tells when a slot comes back.
     fn watch(&self, family: Option<Family>, bounded: bool, now: Time) -> Glance {
         let seen = self.see(family, bounded, now);
-        if seen.obstacle.is_none_or(|(_, grade)| grade == Grade::Out) {
+        if !seen.loaded {
             return seen;
         }
         self.standing.slots.watch();
@@ -151,7 +151,7 @@ impl Dispatch {
                 let Some(entry) = &self.entries[at as usize] else { continue };
                 let seen = entry.watch(class.family, false, now);
                 match seen.obstacle {
-                    Some((code, grade)) => asleep.push((place, at, code, grade, seen.end)),
+                    Some((code, grade)) => asleep.push((place, at, code, grade, seen)),
                     None if tried.contains(&entry.standing.record.id) => {}
                     None => {
                         let rank = rank(&entry.candidate(&seen, floor, self.share(entry, class.family, now)));
@@ -171,12 +171,13 @@ impl Dispatch {
                     self.any_of(&class.tiers[&priority], class.family, tried, now)
                 };
             }
-            for (place, at, code, grade, end) in asleep.into_iter().rev() {
+            for (place, at, code, grade, seen) in asleep.into_iter().rev() {
                 if let Some(tier) = class.tiers.get_mut(&priority) {
                     tier.swap_remove(place);
                 }
-                class.fall_asleep(at, code, grade, end);
-                self.put_to_sleep(id, class.epoch, at as usize, code, grade, end, now);
+                class.fall_asleep(at, code, grade, seen.end);
+                let asleep = Asleep { class: id, epoch: class.epoch, code, grade };
+                self.put_to_sleep(at as usize, asleep, seen.change.filter(|change| *change > now));
             }
             if class.tiers.get(&priority).is_some_and(Vec::is_empty) {
                 class.tiers.remove(&priority);
@@ -285,23 +286,15 @@ impl Dispatch {
         id
     }
 
-    #[allow(clippy::too_many_arguments)] // one note, with all that stands in it
-    fn put_to_sleep(
-        &mut self,
-        class: usize,
-        epoch: u64,
-        at: usize,
-        code: Code,
-        grade: Grade,
-        end: Option<Time>,
-        now: Time,
-    ) {
+    fn put_to_sleep(&mut self, at: usize, asleep: Asleep, until: Option<Time>) {
         if let Some(entry) = &mut self.entries[at] {
-            entry.asleep.push(Asleep { class, epoch, code, grade });
+            // What was noted before the classes were made anew is void.
+            if entry.asleep.first().is_some_and(|old| old.epoch != asleep.epoch) {
+                entry.asleep.clear();
+            }
+            entry.asleep.push(asleep);
         }
-        if let Some(end) = end.filter(|end| *end > now) {
-            self.wake_by(at, end);
-        }
+        until.into_iter().for_each(|until| self.wake_by(at, until));
     }
 
     fn wake_by(&mut self, at: usize, time: Time) {

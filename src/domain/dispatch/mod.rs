@@ -207,6 +207,7 @@ impl Dispatch {
             Some(served) => {
                 self.line.put_back(served);
                 self.park(question, arrived);
+                self.regroup(ticket);
                 self.settle_line(now);
             }
             None => self.seek(question, arrived, now),

@@ -124,7 +124,7 @@ impl Dispatch {
         if self.line.is_empty() {
             return;
         }
-        self.regroup();
+        self.regroup_all();
         self.leave_lost_homes(now);
         self.serve(now);
         // Whoever still waits for more than its home found nobody a moment ago.
@@ -137,17 +137,18 @@ impl Dispatch {
     }
 
     /// After an edit a model may be listed that was not, or the other way round: then calls wait in another group.
-    fn regroup(&mut self) {
-        if std::mem::replace(&mut self.grouped, self.epoch) == self.epoch {
-            return;
+    fn regroup_all(&mut self) {
+        if std::mem::replace(&mut self.grouped, self.epoch) != self.epoch {
+            self.line.tickets().collect::<Vec<_>>().into_iter().for_each(|ticket| self.regroup(ticket));
         }
-        for ticket in self.line.tickets().collect::<Vec<_>>() {
-            let (Some(open), Some(group)) = (self.open.get(&ticket), self.line.group(ticket)) else { continue };
-            let class = self.class_key(&open.question);
-            if class != group.class {
-                let group = Group { class, ..group.clone() };
-                self.line.regroup(ticket, group);
-            }
+    }
+
+    pub(super) fn regroup(&mut self, ticket: TicketId) {
+        let (Some(open), Some(group)) = (self.open.get(&ticket), self.line.group(ticket)) else { return };
+        let class = self.class_key(&open.question);
+        if class != group.class {
+            let group = Group { class, ..group.clone() };
+            self.line.regroup(ticket, group);
         }
     }
 
