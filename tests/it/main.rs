@@ -6,6 +6,7 @@ mod bad_input;
 mod cuts;
 mod disconnects;
 mod failing_store;
+mod failover;
 mod fake_upstream;
 mod journal_crash;
 mod journal_replay;

@@ -229,13 +229,13 @@ impl World {
     }
 
     fn settled(&mut self) -> Result<(), Violation> {
-        if self.books.steps % 3 != 0 {
+        if !self.books.steps.is_multiple_of(3) {
             return Ok(());
         }
         let now = self.time();
         let sites = self.sites.values().map(|s| &s.standing);
         self.books.nobody_waits_in_vain(sites.collect::<Vec<_>>().as_slice(), &self.rules, now)?;
-        if self.books.steps % 30 == 0
+        if self.books.steps.is_multiple_of(30)
             && let Some(question) = self.books.sample()
         {
             let explained = self.dispatch.explain(&question, now);

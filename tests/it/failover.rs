@@ -1,0 +1,198 @@
+//! Trying another account: which faults, how often, with what, and what the client gets when all fail.
+
+use crate::fake_upstream::{Cut, FakeUpstream, Reply, Usage};
+use crate::raw_client::Request;
+use crate::relay_app::{TestRelay, body, message, stream};
+use claude_relay::settings::Settings;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const USAGE: Usage = Usage { input: 10, output: 42, cache_creation_5m: 0, cache_creation_1h: 0, cache_read: 0 };
+
+/// A relay whose first account answers badly and whose others, in the order of their names, come after it.
+async fn pool(upstream: &FakeUpstream, accounts: usize, edit: impl FnOnce(&mut Settings)) -> (TestRelay, String) {
+    let relay = TestRelay::start_with(edit).await;
+    for n in 0..accounts {
+        relay.add_account(&format!("a{n}"), upstream, json!({"priority": n + 1})).await;
+    }
+    let key = relay.add_key(json!({"concurrencyLimit": 1})).await;
+    (relay, key)
+}
+
+fn error(status: u16, kind: &str, message: &str) -> Reply {
+    Reply::json(status, json!({"type": "error", "error": {"type": kind, "message": message}}))
+}
+
+fn asked(upstream: &FakeUpstream) -> Vec<String> {
+    upstream.requests().into_iter().filter_map(|r| r.credential).collect()
+}
+
+#[actix_rt::test]
+async fn every_fault_of_an_account_is_tried_on_another_once() {
+    let gzip = error(529, "overloaded_error", "Overloaded").gzip();
+    let faults: Vec<(&str, Reply)> = vec![
+        ("500", Reply::json(500, json!({}))),
+        ("503", error(503, "api_error", "later")),
+        ("529", error(529, "overloaded_error", "Overloaded")),
+        ("529 compressed", gzip),
+        ("429", error(429, "rate_limit_error", "slow down").header("retry-after", "7")),
+        ("401", error(401, "authentication_error", "invalid token")),
+        ("403", error(403, "permission_error", "token revoked")),
+        ("403 of a firewall", Reply::text(403, "text/html", "<html>blocked</html>")),
+        ("no credit", error(400, "invalid_request_error", "Your credit balance is too low to access the API.")),
+        ("hang", Reply::message("never", USAGE).hang()),
+        ("close", Reply::hangup(Cut::Fin)),
+        ("reset", Reply::hangup(Cut::Rst)),
+        ("an error that breaks off", Reply::json(500, json!({"long": "x".repeat(200)})).cut(50, Cut::Fin)),
+    ];
+    for (name, reply) in faults {
+        let upstream = FakeUpstream::start();
+        let (relay, key) = pool(&upstream, 2, |s| s.upstream.first_byte_timeout = Duration::from_millis(200)).await;
+        upstream.always_for("token-of-a0", reply);
+        upstream.always_for("token-of-a1", Reply::message("good", USAGE));
+        let sent = body(false).to_string();
+        let answer = relay.send(message(&key)).await;
+        assert_eq!((answer.status, answer.header("x-relay-error")), (200, None), "{name}: {}", answer.text());
+        assert_eq!(asked(&upstream), ["token-of-a0", "token-of-a1"], "{name}");
+        let bodies: Vec<_> = upstream.requests().into_iter().map(|r| r.body).collect();
+        assert!(bodies.iter().all(|b| *b == sent.as_bytes()), "{name}: a body was changed");
+        relay.idle().await;
+        let mut rows = relay.endings().await;
+        rows.sort();
+        assert_eq!(rows, [("complete".to_owned(), 1), ("upstream_error".to_owned(), 1)], "{name}: a row an attempt");
+    }
+}
+
+#[actix_rt::test]
+async fn a_clients_fault_is_never_tried_again_nor_is_anything_after_the_first_byte() {
+    let upstream = FakeUpstream::start();
+    let (relay, key) = pool(&upstream, 2, |_| {}).await;
+    for status in [400, 404, 413, 422] {
+        upstream.next(error(status, "invalid_request_error", "prompt is too long").header("request-id", "up-1"));
+        let answer = relay.send(message(&key)).await;
+        assert_eq!((answer.status, answer.header("request-id")), (status, Some("up-1")));
+        assert!(answer.text().contains("prompt is too long"));
+    }
+    upstream.next(Reply::stream(&["one", "two"], USAGE).cut(300, Cut::Fin));
+    assert_eq!(relay.send(stream(&key)).await.status, 200);
+    upstream.next(error(429, "rate_limit_error", "too many"));
+    let counted = Request::post("/v1/messages/count_tokens").header("x-api-key", &key).json(body(false));
+    assert_eq!(relay.send(counted).await.status, 429);
+    assert_eq!(upstream.requests().len(), 6);
+    assert!(asked(&upstream).iter().all(|c| c == "token-of-a0"));
+}
+
+#[actix_rt::test]
+async fn the_most_useful_answer_is_passed_on_as_it_was() {
+    for (first, second, told) in [(429, 401, 429), (401, 529, 529), (500, 429, 429), (401, 500, 500), (429, 529, 529)] {
+        let upstream = FakeUpstream::start();
+        let (relay, key) = pool(&upstream, 2, |_| {}).await;
+        for (n, status) in [first, second].into_iter().enumerate() {
+            let reply = error(status, "some_error", &format!("words of {status}")).header("x-should-retry", "true");
+            upstream.always_for(&format!("token-of-a{n}"), reply.header("retry-after", "9"));
+        }
+        let answer = relay.send(message(&key)).await;
+        assert_eq!((answer.status, answer.header("x-relay-error")), (told, None), "{first} {second}");
+        assert_eq!((answer.header("retry-after"), answer.header("x-should-retry")), (Some("9"), Some("true")));
+        assert!(answer.text().contains(&format!("words of {told}")), "{}", answer.text());
+    }
+}
+
+#[actix_rt::test]
+async fn attempts_are_bounded_by_their_number() {
+    for (attempts, seen) in [(1, 1), (3, 3), (10, 5)] {
+        let upstream = FakeUpstream::start();
+        upstream.always(Reply::json(500, json!({"error": "x"})));
+        let (relay, key) = pool(&upstream, 5, |s| s.failover.attempts = attempts).await;
+        assert_eq!(relay.send(message(&key)).await.status, 500);
+        assert_eq!(upstream.requests().len(), seen);
+    }
+}
+
+#[actix_rt::test]
+async fn a_total_outage_costs_a_fifth_more_at_most() {
+    let upstream = FakeUpstream::start();
+    upstream.always(Reply::json(500, json!({})));
+    let (relay, key) = pool(&upstream, 3, |s| s.failover.floor = 0).await;
+    for _ in 0..200 {
+        assert_eq!(relay.send(message(&key)).await.status, 500);
+    }
+    let requests = upstream.requests().len();
+    println!("a total outage: {requests} attempts for 200 calls");
+    assert!((201..=241).contains(&requests), "{requests}");
+}
+
+#[actix_rt::test]
+async fn large_and_slow_errors_stream_through_as_they_are() {
+    let upstream = FakeUpstream::start();
+    let (relay, key) = pool(&upstream, 2, |_| {}).await;
+    let page = "x".repeat(200 * 1024);
+    upstream.next(Reply::text(500, "text/html", page.clone()));
+    let answer = relay.send(message(&key)).await;
+    assert_eq!((answer.status, answer.text() == page, upstream.requests().len()), (500, true, 1));
+    relay.idle().await;
+}
+
+#[actix_rt::test]
+async fn a_kept_connection_that_was_given_up_is_tried_once_more_on_the_same_account() {
+    let upstream = FakeUpstream::start();
+    let (relay, key) = pool(&upstream, 1, |s| s.workers = 1).await;
+    for _ in 0..3 {
+        upstream.next(Reply::message("first", USAGE));
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+        // The kept connection is closed with the next request; a fresh one serves it.
+        upstream.next(Reply::hangup(Cut::Fin));
+        upstream.next(Reply::message("again", USAGE));
+        let answer = relay.send(message(&key)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    // A fresh connection that is closed without an answer is the account's fault, and it is the only account.
+    upstream.next(Reply::message("closing", USAGE).close());
+    assert_eq!(relay.send(message(&key)).await.status, 200);
+    upstream.next(Reply::hangup(Cut::Fin));
+    let before = upstream.requests().len();
+    let answer = relay.send(message(&key)).await;
+    assert_eq!((answer.status, answer.header("x-relay-error")), (502, Some("upstream_closed")));
+    assert_eq!(upstream.requests().len(), before + 1);
+}
+
+#[actix_rt::test]
+async fn a_client_that_leaves_during_the_second_attempt_frees_everything() {
+    let upstream = FakeUpstream::start();
+    let (relay, key) = pool(&upstream, 2, |_| {}).await;
+    upstream.always_for("token-of-a0", Reply::json(500, json!({})));
+    upstream.always_for("token-of-a1", Reply::message("never", USAGE).hang());
+    let mut connection = crate::raw_client::Connection::open(relay.addr()).await;
+    let json = body(false).to_string();
+    let head = format!("POST /v1/messages HTTP/1.1\r\nhost: r\r\nx-api-key: {key}\r\ncontent-length: {}", json.len());
+    connection.write(format!("{head}\r\n\r\n{json}").as_bytes()).await;
+    upstream.wait_requests_async(2).await;
+    let held = relay.outstanding();
+    assert_eq!((held.permits, held.passes), (1, 1), "one slot of an account, and the key's own");
+    connection.leave();
+    relay.idle().await;
+    upstream.wait_until_async(|u| u.open_total() == 0).await;
+    let mut rows = relay.endings().await;
+    rows.sort();
+    assert_eq!(rows, [("client_gone".to_owned(), 1), ("upstream_error".to_owned(), 1)]);
+}
+
+#[actix_rt::test]
+async fn a_mapped_model_is_mapped_anew_for_each_account() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start().await;
+    let asked: Value = body(false)["model"].clone();
+    for (n, to) in ["first-name", "second-name"].into_iter().enumerate() {
+        let models = json!({ asked.as_str().unwrap(): to });
+        relay.add_account(&format!("a{n}"), &upstream, json!({"priority": n + 1, "models": models})).await;
+    }
+    let key = relay.add_key(json!({})).await;
+    upstream.next(Reply::json(500, json!({})));
+    assert_eq!(relay.send(message(&key)).await.status, 200);
+    let models: Vec<Value> = upstream
+        .requests()
+        .iter()
+        .map(|r| serde_json::from_slice::<Value>(&r.body).unwrap()["model"].clone())
+        .collect();
+    assert_eq!(models, ["first-name", "second-name"]);
+}
