@@ -33,3 +33,4 @@ mod store_contract;
 mod store_usage;
 mod streaming;
 mod tls;
+mod waiting;

@@ -59,7 +59,7 @@ impl Dispatch {
         self.wake_due(now);
         let key = self.class_key(question);
         let choice = self.choose(question, &key, now);
-        let home = question.session.and_then(|session| {
+        let home = self.session(question).and_then(|session| {
             let known = self.affinity.home(session, now).cloned();
             let away = known.as_ref().and_then(|home| home.away.clone());
             Some((known.map(|home| home.account).or_else(|| self.first_home(&key, session))?, away))

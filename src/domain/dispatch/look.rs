@@ -5,7 +5,7 @@ use super::{DOUBT, Dispatch, Entry, MOST_CLASSES, Question};
 use crate::domain::breaker::mix;
 use crate::domain::selection::{self, Candidate, Quality, rank, share};
 use crate::domain::verdict::{Code, Glance, Grade, Want};
-use crate::domain::{AccountId, Family, Standing, Time};
+use crate::domain::{AccountId, Family, Session, Standing, Time};
 
 /// Accounts looked at for one choice. Two are what evens the load out (Mitzenmacher 2001); more of them make it
 /// evener still, and let a pool be small without chance deciding.
@@ -65,7 +65,7 @@ impl Entry {
 impl Dispatch {
     /// The account for this call: its session's home first.
     pub(super) fn choose(&mut self, question: &Question, key: &ClassKey, now: Time) -> Choice {
-        if let Some(session) = question.session {
+        if let Some(session) = self.session(question) {
             let known = self.affinity.home(session, now).map(|home| (home.account.clone(), home.away.clone()));
             let first = known.as_ref().map(|(home, _)| self.index.get(home).copied());
             let home = first.unwrap_or_else(|| {
@@ -94,6 +94,11 @@ impl Dispatch {
             Some((at, bounded)) => Choice::Take { at, bounded },
             None => Choice::Nobody,
         }
+    }
+
+    /// The question's session, unless sessions are not to matter.
+    pub(super) fn session(&self, question: &Question) -> Option<Session> {
+        question.session.filter(|_| self.rules.sessions > 0)
     }
 
     /// What the account at `at` looks like, if calls of this class may go there at all.
