@@ -5,6 +5,7 @@ mod actors;
 mod bad_input;
 mod cuts;
 mod disconnects;
+mod ejection;
 mod failing_store;
 mod failover;
 mod fake_upstream;

@@ -1,0 +1,283 @@
+//! How accounts go out and come back, and what an operator is told: through the whole stack.
+
+use crate::fake_upstream::{Cut, FakeUpstream, Reply, Usage};
+use crate::raw_client::Request;
+use crate::relay_app::{TestRelay, body, message, stream, without_waiting};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant, SystemTime};
+
+const USAGE: Usage = Usage { input: 10, output: 42, cache_creation_5m: 0, cache_creation_1h: 0, cache_read: 0 };
+
+fn limited(headers: &[(&str, String)]) -> Reply {
+    let body = json!({"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}});
+    headers.iter().fold(Reply::json(429, body), |reply, (name, value)| reply.header(name, value))
+}
+
+fn asking(key: &str, model: &str) -> Request {
+    let mut json = body(false);
+    json["model"] = json!(model);
+    Request::post("/v1/messages").header("x-api-key", key).json(json)
+}
+
+/// The first reason of the account, and the seconds until it ends.
+async fn reason(relay: &TestRelay, id: &str) -> (String, Option<i64>, String) {
+    let status = relay.account_status(id).await;
+    let reason = &status["reasons"][0];
+    let until = reason["until"].as_str().map(|t| t.parse::<chrono::DateTime<chrono::Utc>>().unwrap());
+    let left = until.map(|t| (t - chrono::Utc::now()).num_milliseconds());
+    let text = |name: &str| reason[name].as_str().unwrap_or_default().to_owned();
+    (text("code"), left.map(|ms| (ms + 999) / 1_000), text("evidence"))
+}
+
+#[actix_rt::test]
+async fn a_429_benches_for_what_its_headers_say_and_for_no_longer() {
+    let epoch = |s: i64| (chrono::Utc::now().timestamp() + s).to_string();
+    let date = |s: u64| httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(s));
+    let rfc = |s: i64| (chrono::Utc::now() + chrono::TimeDelta::seconds(s)).to_rfc3339();
+    let unified = "anthropic-ratelimit-unified-status";
+    let claim = "anthropic-ratelimit-unified-representative-claim";
+    let forms: Vec<(&str, Vec<(&str, String)>, &str, i64)> = vec![
+        ("seconds", vec![("retry-after", "17".into())], "rate_limited_burst", 17),
+        ("a date", vec![("retry-after", date(30))], "rate_limited_burst", 30),
+        (
+            "milliseconds",
+            vec![("retry-after-ms", "4000".into()), ("retry-after", "60".into())],
+            "rate_limited_burst",
+            4,
+        ),
+        (
+            "RFC 3339",
+            vec![
+                ("anthropic-ratelimit-requests-remaining", "0".into()),
+                ("anthropic-ratelimit-requests-reset", rfc(25)),
+            ],
+            "rate_limited_burst",
+            25,
+        ),
+        (
+            "a span",
+            vec![("x-ratelimit-remaining-requests", "0".into()), ("x-ratelimit-reset-requests", "6m0s".into())],
+            "rate_limited_burst",
+            360,
+        ),
+        (
+            "five hours",
+            vec![
+                (unified, "rejected".into()),
+                (claim, "five_hour".into()),
+                ("anthropic-ratelimit-unified-5h-reset", epoch(7_200)),
+                ("retry-after", "7200".into()),
+            ],
+            "rate_limited_window",
+            7_200,
+        ),
+        (
+            "a burst beside a window",
+            vec![
+                (unified, "allowed".into()),
+                ("anthropic-ratelimit-unified-5h-reset", epoch(7_200)),
+                ("anthropic-ratelimit-unified-reset", epoch(7_200)),
+                ("retry-after", "12".into()),
+            ],
+            "rate_limited_burst",
+            12,
+        ),
+        ("nothing", vec![], "rate_limited_burst", 2),
+    ];
+    for (name, headers, code, seconds) in forms {
+        let upstream = FakeUpstream::start();
+        let relay = TestRelay::start_with(without_waiting).await;
+        relay.add_account("a", &upstream, json!({})).await;
+        let key = relay.add_key(json!({})).await;
+        upstream.next(limited(&headers));
+        assert_eq!(relay.send(message(&key)).await.status, 429);
+        let (said, left, evidence) = reason(&relay, "a").await;
+        assert_eq!(said, code, "{name}: {evidence}");
+        let left = left.unwrap();
+        assert!((seconds - 3..=seconds).contains(&left), "{name}: {left} s left of {seconds}");
+        assert!(evidence.contains("status 429"), "{name}: {evidence}");
+        let refused = relay.send(message(&key)).await;
+        let after: i64 = refused.header("retry-after").unwrap().parse().unwrap();
+        assert_eq!((refused.status, refused.header("x-relay-error")), (529, Some(code)), "{name}");
+        assert!((seconds - 3..=seconds + 1).contains(&after), "{name}: retry-after {after}");
+        assert_eq!(upstream.requests().len(), 1, "{name}: it was asked while it was out");
+    }
+}
+
+#[actix_rt::test]
+async fn a_familys_window_benches_that_family_alone() {
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start_with(without_waiting).await);
+    relay.add_account("a", &upstream, json!({"priority": 1})).await;
+    relay.add_account("b", &upstream, json!({"priority": 2})).await;
+    let key = relay.add_key(json!({})).await;
+    let reset = (chrono::Utc::now().timestamp() + 9_000).to_string();
+    upstream.next(limited(&[
+        ("anthropic-ratelimit-unified-status", "rejected".to_owned()),
+        ("anthropic-ratelimit-unified-representative-claim", "seven_day_opus".to_owned()),
+        ("anthropic-ratelimit-unified-7d_opus-reset", reset),
+    ]));
+    for (model, account) in [("claude-opus-4-5", "b"), ("claude-opus-4-5", "b"), ("claude-sonnet-4-5", "a")] {
+        assert_eq!(relay.send(asking(&key, model)).await.status, 200);
+        let last = upstream.requests().last().unwrap().credential.clone();
+        assert_eq!(last, Some(format!("token-of-{account}")), "{model}");
+    }
+    let status = relay.account_status("a").await;
+    assert_eq!((&status["schedulable"], &status["reasons"][0]["blocks"]), (&json!(true), &json!(false)));
+}
+
+#[actix_rt::test]
+async fn an_upstream_that_dies_is_out_soon_and_back_soon_and_all_of_it_is_told() {
+    for (name, bad) in [
+        ("500", Reply::json(500, json!({}))),
+        ("closing", Reply::hangup(Cut::Rst)),
+        ("hanging", Reply::message("never", USAGE).hang()),
+    ] {
+        let upstream = FakeUpstream::start();
+        let relay = TestRelay::start_with(|s| {
+            s.health.breaker_first = Duration::from_millis(150);
+            s.health.slow_start = Duration::from_millis(300);
+            s.upstream.first_byte_timeout = Duration::from_millis(50);
+            s.upstream.abort_linger = Duration::ZERO;
+            s.failover.floor = 1_000;
+        })
+        .await;
+        for id in ["a", "b", "c"] {
+            relay.add_account(id, &upstream, json!({"probe": "none"})).await;
+        }
+        let key = relay.add_key(json!({})).await;
+        let of_a = || upstream.requests().iter().filter(|r| r.credential.as_deref() == Some("token-of-a")).count();
+        upstream.always_for("token-of-a", bad);
+        let died = Instant::now();
+        while !relay.reasons("a").await.contains(&"breaker_open".to_owned()) {
+            assert_eq!(relay.send(message(&key)).await.status, 200, "{name}: no client sees it");
+        }
+        let (ejected, asked) = (died.elapsed(), of_a());
+        assert_eq!(asked, 5, "{name}: as many failures as open the breaker");
+        let (_, _, evidence) = reason(&relay, "a").await;
+        assert!(evidence.starts_with("5 failures in a row"), "{evidence}");
+        upstream.always_for("token-of-a", Reply::message("back", USAGE));
+        let revived = Instant::now();
+        while relay.reasons("a").await != [""; 0] {
+            assert_eq!(relay.send(message(&key)).await.status, 200);
+        }
+        println!("{name}: ejected after {ejected:.0?}, full traffic {:.0?} after it was back", revived.elapsed());
+        // Half-open may last no time at all; the others are kept, the last of them a moment later.
+        for step in [r#"["breaker_open"]"#, r#"["slow_start"]"#, "[]"] {
+            while !transitions(&relay, "a").await.iter().any(|seen| seen == step) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+async fn transitions(relay: &TestRelay, id: &str) -> Vec<String> {
+    let events = relay.admin(Request::get(&format!("/admin/accounts/{id}/events"))).await.json();
+    events["events"].as_array().unwrap().iter().map(|e| e["reasons"].to_string()).collect()
+}
+
+#[actix_rt::test]
+async fn a_sole_account_is_never_put_out_by_its_breaker() {
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start_with(without_waiting).await);
+    relay.add_account("a", &upstream, json!({"probe": "none"})).await;
+    let key = relay.add_key(json!({})).await;
+    upstream.always(Reply::json(500, json!({"from": "upstream"})));
+    for _ in 0..30 {
+        let answer = relay.send(message(&key)).await;
+        assert_eq!((answer.status, answer.header("x-relay-error")), (500, None));
+    }
+    assert_eq!(upstream.requests().len(), 30);
+    let status = relay.account_status("a").await;
+    assert_eq!((&status["schedulable"], &status["last_resort"]), (&json!(true), &json!(true)), "{status}");
+}
+
+#[actix_rt::test]
+async fn a_probe_that_fails_keeps_it_out_without_a_clients_call() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| s.health.breaker_first = Duration::from_millis(60)).await;
+    relay.add_account("a", &upstream, json!({"probe": "count_tokens", "priority": 1})).await;
+    relay.add_account("b", &upstream, json!({"priority": 2})).await;
+    let key = relay.add_key(json!({})).await;
+    upstream.always_for("token-of-a", Reply::json(500, json!({})));
+    for _ in 0..5 {
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+    }
+    upstream.wait_until_async(|u| u.requests().iter().filter(|r| r.path.contains("count_tokens")).count() >= 3).await;
+    let (messages, probes): (Vec<_>, Vec<_>) = upstream
+        .requests()
+        .into_iter()
+        .filter(|r| r.credential.as_deref() == Some("token-of-a"))
+        .partition(|r| !r.path.contains("count_tokens"));
+    assert_eq!(messages.len(), 5, "a client's call was spent on it");
+    assert!(probes.iter().all(|p| p.header("user-agent").is_some_and(|ua| ua.starts_with("claude-relay/"))));
+}
+
+#[actix_rt::test]
+async fn explain_names_the_reason_of_each_and_whom_the_next_call_goes_to() {
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
+    let mut expected = vec![];
+    for (id, fields, code) in [
+        ("disabled", json!({"status": "disabled"}), "operator_disabled"),
+        ("held", json!({"schedulable": false}), "unschedulable"),
+        ("draining", json!({"status": "draining"}), "draining"),
+        ("expired", json!({"expires_at": "2020-01-01T00:00:00Z"}), "expired"),
+        ("bare", json!({"session_token": null}), "no_credential"),
+        ("other-model", json!({"models": ["another"]}), "model_unsupported"),
+        ("full", json!({"concurrencyLimit": 1, "group": "x", "priority": 1}), "at_capacity"),
+        ("rejected", json!({"group": "x", "probe": "none"}), "credential_rejected"),
+        ("poor", json!({"group": "x", "probe": "none"}), "billing"),
+        ("bursting", json!({"group": "x"}), "rate_limited_burst"),
+        ("spent", json!({"group": "x"}), "rate_limited_window"),
+        ("overloaded", json!({"group": "x"}), "overloaded"),
+    ] {
+        relay.add_account(id, &upstream, fields).await;
+        expected.push((id, code));
+    }
+    let error = |status, message: &str| {
+        Reply::json(status, json!({"type": "error", "error": {"type": "e", "message": message}}))
+    };
+    for (id, reply) in [
+        ("rejected", error(401, "no")),
+        ("poor", error(400, "Your credit balance is too low")),
+        ("bursting", limited(&[("retry-after", "100".to_owned())])),
+        (
+            "spent",
+            limited(&[
+                ("anthropic-ratelimit-unified-status", "rejected".to_owned()),
+                ("retry-after", "9000".to_owned()),
+            ]),
+        ),
+        ("overloaded", error(529, "later").header("retry-after", "50")),
+    ] {
+        upstream.always_for(&format!("token-of-{id}"), reply);
+        let bound = relay.add_key(json!({"accounts": [id]})).await;
+        relay.send(message(&bound)).await;
+    }
+    let holder = relay.add_key(json!({"accounts": ["full"]})).await;
+    upstream.always_for("token-of-full", Reply::stream(&["one"], USAGE).hang_after(100));
+    let held = relay.open(stream(&holder)).await;
+    relay.add_account("good", &upstream, json!({})).await;
+    let record = relay.add_key_record(json!({})).await;
+    let model = body(false)["model"].as_str().unwrap().to_owned();
+    let path = format!("/admin/explain?key={}&model={model}", record["id"].as_str().unwrap());
+    let told = relay.admin(Request::get(&path)).await.json();
+    assert_eq!(told["picked"], "good", "{told:#}");
+    let of = |id: &str| told["accounts"].as_array().unwrap().iter().find(|a| a["id"] == id).unwrap().clone();
+    for (id, code) in expected {
+        let account = of(id);
+        assert_eq!(
+            (&account["reasons"][0]["code"], &account["schedulable"]),
+            (&json!(code), &json!(false)),
+            "{account:#}"
+        );
+        assert!(account["reasons"][0]["evidence"].as_str().is_some_and(|e| !e.is_empty()));
+    }
+    assert_eq!((&of("good")["schedulable"], &of("good")["picked"]), (&json!(true), &json!(true)));
+    assert!(relay.send(message(record["key"].as_str().unwrap())).await.status == 200);
+    assert_eq!(upstream.requests().last().unwrap().credential.as_deref(), Some("token-of-good"));
+    let wrong = relay.admin(Request::get("/admin/explain")).await;
+    assert_eq!((wrong.status, wrong.json()["error"]["code"].clone()), (400, Value::from("invalid_field")));
+    held.leave();
+    // A reset forgets what was learnt.
+    assert_eq!(relay.admin(Request::post("/admin/accounts/bursting/reset")).await.status, 200);
+    assert_eq!(relay.reasons("bursting").await, [""; 0]);
+}
