@@ -6,7 +6,7 @@
 
 use super::breaker::{Breaker, grow};
 use super::verdict::Code;
-use super::{Family, Limit, Outcome, Reading, Time, Window};
+use super::{Family, Fault, Limit, Outcome, Reading, Time, Window};
 use chrono::TimeDelta;
 use serde::Serialize;
 
@@ -159,7 +159,7 @@ impl Health {
                 self.cool_down(Code::Overloaded, None, *until, &format!("status {status}, {source}"), now, policy);
             }
             // The request, or an answer given before it was read, ended it: that says nothing of the account.
-            Outcome::Failed { fault } if fault.is_connections() => {}
+            Outcome::Failed { fault: Fault::EarlyClose } => {}
             Outcome::ServerFault { status } => {
                 self.breaker.failed(&format!("status {status}"), call, self.seed, now, policy)
             }
@@ -181,7 +181,7 @@ impl Health {
         }
         match &outcome {
             Outcome::Success { .. } => drop(self.rejection.take_if(|r| r.code != Code::Billing)),
-            Outcome::Failed { fault } if fault.is_connections() => {}
+            Outcome::Failed { fault: Fault::EarlyClose } => {}
             Outcome::ServerFault { .. } | Outcome::Failed { .. } | Outcome::Overloaded { .. } => {
                 self.breaker.keep_open(self.seed, now, policy);
             }

@@ -114,7 +114,8 @@ pub enum Fault {
     /// The upstream closed while the request body was still going up; says nothing about the account.
     #[error("the upstream closed the connection while the request was being sent")]
     EarlyClose,
-    /// A connection that was kept from an earlier call was closed just as it was used again; says nothing either.
+    /// A connection that was kept from an earlier call was closed just as it was used again. Once says nothing; an
+    /// upstream that does it to every call is down.
     #[error("the upstream closed an idle connection as it was used again")]
     Stale,
     /// An answer whose end cannot be known (neither content-length nor chunked).
@@ -148,7 +149,7 @@ impl Fault {
         }
     }
 
-    /// True where the connection, not the account, was at fault: the same one may be asked once more.
+    /// True where the connection may have been at fault rather than the account: the same one may be asked once more.
     pub fn is_connections(self) -> bool {
         matches!(self, Self::EarlyClose | Self::Stale)
     }

@@ -86,12 +86,13 @@ impl Relaying {
                 (Some(old), Some(new)) => Some(old.or_better(new)),
                 (old, new) => new.or(old),
             };
-            // A connection that ended says nothing of its account, which may be asked once more, but only once.
-            let connections = fault.is_some_and(Fault::is_connections);
-            let again = number < most && !(connections && std::mem::replace(&mut forgiven, true));
-            if !connections {
+            // A connection that ended says little of its account, which may be asked once more, but only once.
+            let excused = fault.is_some_and(Fault::is_connections) && !std::mem::replace(&mut forgiven, true);
+            if !excused {
                 tried.push(attempt.plan().account.clone());
             }
+            // An answer that came before the upload was done may be the upstream's opinion of the upload.
+            let again = number < most && (excused || fault != Some(Fault::EarlyClose));
             let pass = attempt.failed(fault);
             let next = if again { self.admission(tried.clone(), pass).await.ok() } else { None };
             let Some(next) = next else {

@@ -36,7 +36,8 @@ async fn a_429_benches_for_what_its_headers_say_and_for_no_longer() {
     let rfc = |s: i64| (chrono::Utc::now() + chrono::TimeDelta::seconds(s)).to_rfc3339();
     let unified = "anthropic-ratelimit-unified-status";
     let claim = "anthropic-ratelimit-unified-representative-claim";
-    let forms: Vec<(&str, Vec<(&str, String)>, &str, i64)> = vec![
+    type Form<'a> = (&'a str, Vec<(&'a str, String)>, &'a str, i64);
+    let forms: Vec<Form<'_>> = vec![
         ("seconds", vec![("retry-after", "17".into())], "rate_limited_burst", 17),
         ("a date", vec![("retry-after", date(30))], "rate_limited_burst", 30),
         (
@@ -150,6 +151,7 @@ async fn an_upstream_that_dies_is_out_soon_and_back_soon_and_all_of_it_is_told()
         let died = Instant::now();
         while !relay.reasons("a").await.contains(&"breaker_open".to_owned()) {
             assert_eq!(relay.send(message(&key)).await.status, 200, "{name}: no client sees it");
+            assert!(died.elapsed() < Duration::from_secs(10), "{name}: {} {}", of_a(), relay.account_status("a").await);
         }
         let (ejected, asked) = (died.elapsed(), of_a());
         assert_eq!(asked, 5, "{name}: as many failures as open the breaker");
@@ -164,6 +166,11 @@ async fn an_upstream_that_dies_is_out_soon_and_back_soon_and_all_of_it_is_told()
         // Half-open may last no time at all; the others are kept, the last of them a moment later.
         for step in [r#"["breaker_open"]"#, r#"["slow_start"]"#, "[]"] {
             while !transitions(&relay, "a").await.iter().any(|seen| seen == step) {
+                assert!(
+                    revived.elapsed() < Duration::from_secs(10),
+                    "{name}: {step} is not told: {:?}",
+                    relay.admin(Request::get("/admin/accounts/a/events")).await.json()
+                );
                 tokio::task::yield_now().await;
             }
         }
