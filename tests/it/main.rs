@@ -8,6 +8,7 @@ mod disconnects;
 mod ejection;
 mod failing_store;
 mod failover;
+mod fairness;
 mod fake_upstream;
 mod journal_crash;
 mod journal_replay;
