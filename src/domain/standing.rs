@@ -60,6 +60,13 @@ impl Standing {
             return Err(verdict(&self.record, &self.health, load, want, now));
         };
         let trial = if seen.half_open { self.slots.try_trial() } else { None };
+        if seen.half_open && trial.is_none() {
+            // A trial is under way, or began between the look and the take: does that keep the call out?
+            let said = verdict(&self.record, &self.health, Load { in_use: 0, on_trial: true, bounded }, want, now);
+            if !said.schedulable {
+                return Err(said);
+            }
+        }
         Ok(Grant { slot, trial })
     }
 }

@@ -7,9 +7,12 @@ use crate::domain::selection::{self, Candidate, Quality, rank, share};
 use crate::domain::verdict::{Code, Glance, Grade, Want};
 use crate::domain::{AccountId, Family, Session, Standing, Time};
 
-/// Accounts looked at for one choice. Two are what evens the load out (Mitzenmacher 2001); more of them make it
-/// evener still, and let a pool be small without chance deciding.
-const SAMPLE: usize = 8;
+/// A tier of so many is looked at whole: in a small pool chance decides nothing.
+const SMALL: usize = 8;
+
+/// Accounts looked at in a larger one. Two are what evens the load out (Mitzenmacher 2001); with four, equal accounts
+/// are asked within one call of a hundred equally often.
+const DRAWN: usize = 4;
 
 /// Turns that an account may catch up on after it was out: more would be a flood.
 const CATCH_UP: u64 = 4;
@@ -147,7 +150,7 @@ impl Dispatch {
         let floor = class.floors.get(&priority).copied().unwrap_or(0);
         loop {
             let tier = class.tiers.get(&priority)?;
-            let whole = tier.len() <= SAMPLE;
+            let whole = tier.len() <= SMALL;
             let (places, drawn) = self.draw(tier.len());
             let mut best = None;
             let mut asleep = Vec::new();
@@ -227,18 +230,19 @@ impl Dispatch {
     }
 
     /// Places to look at, and how many: all of a few, some of many, in ascending order and none twice.
-    fn draw(&mut self, of: usize) -> ([usize; SAMPLE], usize) {
+    fn draw(&mut self, of: usize) -> ([usize; SMALL], usize) {
         self.dice = self.dice.wrapping_add(1);
-        if of <= SAMPLE {
-            return (std::array::from_fn(|place| place), of);
+        let mut places = std::array::from_fn(|place| place);
+        if of <= SMALL {
+            return (places, of);
         }
-        let mut places = std::array::from_fn(|_| {
+        for place in &mut places[..DRAWN] {
             self.dice = self.dice.wrapping_add(1);
-            (mix(self.dice) % of as u64) as usize
-        });
-        places.sort_unstable();
+            *place = (mix(self.dice) % of as u64) as usize;
+        }
+        places[..DRAWN].sort_unstable();
         let mut drawn = 1;
-        for next in 1..SAMPLE {
+        for next in 1..DRAWN {
             if places[next] != places[drawn - 1] {
                 places[drawn] = places[next];
                 drawn += 1;

@@ -1,0 +1,116 @@
+//! What a choice costs, from the question to the slot that comes back, by the number of accounts: `cargo bench`.
+//! It prints a table and asserts nothing. The dispatcher is driven as the Scheduler drives it, on one thread.
+
+use chrono::{DateTime, TimeDelta};
+use claude_relay::domain::dispatch::{Command, Dispatch, Question, Rules, Scope};
+use claude_relay::domain::document::Document;
+use claude_relay::domain::health::{Attempted, Health, Policy};
+use claude_relay::domain::slots::Slots;
+use claude_relay::domain::verdict::Want;
+use claude_relay::domain::{Account, AccountId, Call, Endpoint, KeyId, Limit, Outcome, Standing, TicketId, Time};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+struct Pool {
+    dispatch: Dispatch,
+    standings: HashMap<AccountId, Standing>,
+    freed: Arc<Mutex<Vec<AccountId>>>,
+    now: Time,
+    tickets: u64,
+}
+
+impl Pool {
+    /// `n` accounts; the given share of a hundred is out for hours.
+    fn new(n: usize, out: usize, fields: impl Fn(usize) -> Value) -> Self {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let (dispatch, freed) = (Dispatch::new(Rules::default(), 1), Arc::<Mutex<Vec<AccountId>>>::default());
+        let mut pool = Self { dispatch, standings: HashMap::new(), freed, now, tickets: 0 };
+        for i in 0..n {
+            let mut doc = Document::default();
+            let base =
+                json!({"id": format!("a{i}"), "platform": "claude", "session_token": "t", "concurrencyLimit": 5});
+            for part in [base, fields(i)] {
+                part.as_object().unwrap().iter().for_each(|(name, value)| doc.set(name, value.clone()));
+            }
+            let record = Arc::new(Account::parse(&doc).unwrap());
+            let (freed, id) = (pool.freed.clone(), record.id.clone());
+            let slots = Slots::with_bell(5, move || freed.lock().unwrap().push(id.clone()));
+            let mut health = Health::new(i as u64);
+            if i * 100 < n * out {
+                let until = Some(now + TimeDelta::hours(5));
+                let outcome = Outcome::RateLimited { limit: Limit::Burst, until, header: None };
+                health.after(outcome, Attempted { granted: now, successes: 0 }, now, &Policy::default());
+            }
+            let standing = Standing { record: record.clone(), health, slots };
+            pool.dispatch.put(standing.clone(), now);
+            pool.standings.insert(record.id.clone(), standing);
+        }
+        pool
+    }
+
+    fn cycle(&mut self, call: &Arc<Call>, scope: &Scope) {
+        self.tickets += 1;
+        let (ticket, key) = (TicketId(self.tickets), KeyId::new("k"));
+        let (call, scope, tried) = (call.clone(), scope.clone(), Arc::default());
+        let deadline = self.now + TimeDelta::seconds(30);
+        self.dispatch.ask(Question { ticket, key, call, session: None, scope, tried, deadline }, self.now);
+        while let Some(command) = self.dispatch.command() {
+            let Command::Ask { ticket, account, call, bounded } = command else { panic!("{command:?}") };
+            let grant = self.standings[&account].grant(Want::of(&call), bounded, self.now).unwrap();
+            self.dispatch.granted(ticket, self.now);
+            drop(grant);
+            for id in std::mem::take(&mut *self.freed.lock().unwrap()) {
+                self.dispatch.freed(&id, self.now);
+            }
+        }
+    }
+
+    /// Nanoseconds of one cycle, the median of several rounds; and of the first, which makes its class.
+    fn measure(&mut self, calls: &[Arc<Call>], scopes: &[Scope]) -> (u128, u128) {
+        let started = Instant::now();
+        self.cycle(&calls[0], &scopes[0]);
+        let first = started.elapsed().as_nanos();
+        for i in 0..10_000 {
+            self.cycle(&calls[i % calls.len()], &scopes[i % scopes.len()]);
+        }
+        let mut rounds: Vec<u128> = (0..7)
+            .map(|_| {
+                let started = Instant::now();
+                for i in 0..20_000 {
+                    self.cycle(&calls[i % calls.len()], &scopes[i % scopes.len()]);
+                }
+                started.elapsed().as_nanos() / 20_000
+            })
+            .collect();
+        rounds.sort_unstable();
+        (rounds[3], first)
+    }
+}
+
+fn call(model: &str) -> Arc<Call> {
+    let body = json!({ "model": model }).to_string();
+    Arc::new(Call::peek(Endpoint::Messages, body.as_bytes()).unwrap())
+}
+
+fn main() {
+    println!("{:>9}  {:>24} {:>12} {:>14}", "accounts", "", "ns a choice", "first, us");
+    let line = |n: usize, what: &str, (each, first): (u128, u128)| {
+        println!("{n:>9}  {what:>24} {each:>12} {:>14}", first / 1_000);
+    };
+    for n in [10, 100, 1_000, 10_000] {
+        let (calls, all) = ([call("m")], [Scope::All]);
+        line(n, "all free", Pool::new(n, 0, |_| json!({})).measure(&calls, &all));
+        line(n, "99 % out", Pool::new(n, 99.min(100 - 100 / n), |_| json!({})).measure(&calls, &all));
+        let groups = n.min(1_000);
+        let grouped = |i: usize| json!({"group": format!("g{}", i % groups)});
+        let scopes: Vec<_> =
+            (0..groups).map(|g| Scope::of(&Arc::default(), &Arc::from([Arc::from(format!("g{g}"))]))).collect();
+        line(n, "1,000 groups", Pool::new(n, 0, grouped).measure(&calls, &scopes));
+        let models =
+            |i: usize| json!({"models": (0..25).map(|m| format!("m{}", (i * 5 + m) % 50)).collect::<Vec<_>>()});
+        let fifty: Vec<_> = (0..50).map(|m| call(&format!("m{m}"))).collect();
+        line(n, "50 models", Pool::new(n, 0, models).measure(&fifty, &all));
+    }
+}
