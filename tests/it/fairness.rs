@@ -107,7 +107,7 @@ fn light_waits(heavy: bool) -> Vec<i64> {
         dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         10 + i64::try_from((dice >> 33) % 1_990).unwrap()
     };
-    let model = |key: usize| if key % 2 == 0 { "m" } else { "n" };
+    let model = |key: usize| if key.is_multiple_of(2) { "m" } else { "n" };
     if heavy {
         (0..1_000).for_each(|n| pool.ask(20, model(n), length()));
     }

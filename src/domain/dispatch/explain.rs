@@ -58,7 +58,10 @@ impl Dispatch {
     pub fn explain(&mut self, question: &Question, now: Time) -> Explanation {
         self.wake_due(now);
         let key = self.class_key(question);
+        // The next call is to find what this one found: a look does not use up chance.
+        let dice = self.dice;
         let choice = self.choose(question, &key, now);
+        self.dice = dice;
         let home = self.session(question).and_then(|session| {
             let known = self.affinity.home(session, now).cloned();
             let away = known.as_ref().and_then(|home| home.away.clone());

@@ -163,8 +163,8 @@ impl Dispatch {
                     None if tried.contains(&entry.standing.record.id) => {}
                     None => {
                         let rank = rank(&entry.candidate(&seen, floor, self.share(entry, class.family, now)));
-                        // Between equals chance decides, or the first of the tier would always win.
-                        let rank = (rank, mix(self.dice ^ u64::from(at)));
+                        // Between equals something like chance decides, or the first of the tier would always win.
+                        let rank = (rank, mix(entry.hash ^ entry.turn.max(floor)));
                         if best.is_none_or(|(least, _)| rank < least) {
                             best = Some((rank, at as usize));
                         }
