@@ -1,11 +1,12 @@
 //! The facts of one request, read once from its path and body.
 //!
-//! The body is peeked, never re-written: only `model` and `stream` are looked at, and `model` is remembered by
-//! its place, so that an account that maps model names can exchange those bytes and no others.
+//! The body is skimmed, never re-written: only `model`, `stream` and the session are looked at, and `model` is
+//! remembered by its place, so that an account that maps model names can exchange those bytes and no others.
 
 use super::Time;
+use super::skim::{self, Field, NoObject};
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde::de::IgnoredAny;
 use std::ops::Range;
 
 /// What is asked of an upstream.
@@ -61,16 +62,42 @@ pub enum BodyError {
     },
 }
 
-#[derive(Deserialize)]
-struct Peek<'a> {
-    #[serde(borrow)]
-    model: Option<&'a RawValue>,
-    #[serde(borrow)]
-    stream: Option<&'a RawValue>,
-    #[serde(borrow)]
-    metadata: Option<&'a RawValue>,
-    #[serde(borrow)]
-    prompt_cache_key: Option<&'a RawValue>,
+/// What is read of a body, each as it stands there.
+#[derive(Default)]
+struct Peek {
+    model: Option<Range<usize>>,
+    stream: Option<Range<usize>>,
+    metadata: Option<Range<usize>>,
+    prompt_cache_key: Option<Range<usize>>,
+}
+
+impl Peek {
+    fn at(text: &str) -> Result<Self, BodyError> {
+        let mut peek = Self::default();
+        for field in skim::fields(text) {
+            let Field { name, value } = field.map_err(|NoObject| no_object(text))?;
+            let place = match &*name {
+                "model" => &mut peek.model,
+                "stream" => &mut peek.stream,
+                "metadata" => &mut peek.metadata,
+                "prompt_cache_key" => &mut peek.prompt_cache_key,
+                _ => continue,
+            };
+            // Which of two counts is not the same for every reader: the relay must not read another than the upstream.
+            if place.replace(value).is_some() {
+                return Err(BodyError::NotJson(format!("duplicate field `{name}`")));
+            }
+        }
+        Ok(peek)
+    }
+}
+
+/// What is wrong with a text that is no object, as a full parser says it.
+fn no_object(text: &str) -> BodyError {
+    match serde_json::from_str::<IgnoredAny>(text) {
+        Ok(_) => BodyError::Field { field: "body", problem: "expected a JSON object" },
+        Err(e) => BodyError::NotJson(e.to_string()),
+    }
 }
 
 /// A session's name is no longer than this, bytes.
@@ -106,33 +133,27 @@ impl Call {
     /// When the body is no JSON object, lacks `model`, or has a `model` or `stream` of another type.
     pub fn peek(endpoint: Endpoint, body: &[u8]) -> Result<Self, BodyError> {
         let wrong = |field, problem| BodyError::Field { field, problem };
-        // JSON is UTF-8 (RFC 8259, 8.1); serde_json checks only the strings that it keeps.
+        // JSON is UTF-8 (RFC 8259, 8.1).
         let text = std::str::from_utf8(body)
             .map_err(|e| BodyError::NotJson(format!("invalid UTF-8 at byte {}", e.valid_up_to())))?;
-        if !text.trim_start().starts_with('{') {
-            // A JSON array would deserialize into the struct by position.
-            let object = serde_json::from_str::<serde::de::IgnoredAny>(text).map(|_| ());
-            return Err(match object {
-                Ok(()) => wrong("body", "expected a JSON object"),
-                Err(e) => BodyError::NotJson(e.to_string()),
-            });
-        }
-        let peek: Peek = serde_json::from_str(text).map_err(|e| BodyError::NotJson(e.to_string()))?;
-        let model = peek.model.ok_or_else(|| wrong("model", "required; a model name such as \"claude-opus-4-5\""))?;
-        let name: String = serde_json::from_str(model.get()).map_err(|_| wrong("model", "expected a string"))?;
+        let peek = Peek::at(text)?;
+        let raw = |place: Option<Range<usize>>| place.map(|p| &text[p]).filter(|value| *value != "null");
+        let span = peek.model.filter(|p| text[p.clone()] != *"null");
+        let span = span.ok_or_else(|| wrong("model", "required; a model name such as \"claude-opus-4-5\""))?;
+        let name: String =
+            serde_json::from_str(&text[span.clone()]).map_err(|_| wrong("model", "expected a string"))?;
         if name.is_empty() || name.len() > 256 || name.chars().any(char::is_control) {
             return Err(wrong("model", "expected 1 to 256 bytes without control characters"));
         }
-        let stream = match peek.stream.map(RawValue::get) {
+        let stream = match raw(peek.stream) {
             None | Some("false") => false,
             Some("true") => true,
             Some(_) => return Err(wrong("stream", "expected true or false")),
         };
-        let start = model.get().as_ptr().addr() - text.as_ptr().addr();
-        let model = Model { name, span: start..start + model.get().len() };
+        let model = Model { name, span };
         // What is wrong in these is for the upstream to say.
-        let cache_key = || serde_json::from_str(peek.prompt_cache_key?.get()).ok();
-        let session = peek.metadata.and_then(|m| session_of(m.get())).or_else(cache_key);
+        let cache_key = || serde_json::from_str(raw(peek.prompt_cache_key)?).ok();
+        let session = raw(peek.metadata).and_then(session_of).or_else(cache_key);
         let call = Self { endpoint, model: Some(model), stream, size: body.len(), session: None, deadline: None };
         Ok(call.in_session(session.as_deref()))
     }

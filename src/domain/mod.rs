@@ -17,6 +17,7 @@ pub mod refusal;
 pub mod retry;
 pub mod secret;
 pub mod selection;
+mod skim;
 pub mod slots;
 pub mod standing;
 pub mod tally;
