@@ -13,10 +13,10 @@ use super::seats::Seats;
 use super::{Live, Parts, ProbeFn};
 use crate::clock::Clock;
 use crate::domain::affinity::Session;
-use crate::domain::health::{Attempted, Health, Policy};
+use crate::domain::health::{Asked, Attempted, Health, Policy};
 use crate::domain::slots::{Slots, Trial};
 use crate::domain::verdict::{Code, Verdict, Want};
-use crate::domain::{self, Call, KeyId, Outcome, ProbeReport, Reading, Standing, Time};
+use crate::domain::{self, Call, Endpoint, KeyId, Outcome, ProbeReport, Reading, Standing, Time};
 use crate::platform::Plan;
 use crate::store::{Event, Events};
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, MessageResult, SpawnHandle};
@@ -33,6 +33,8 @@ pub struct Account {
     /// The codes that were reported last: a change of them is a transition.
     told: Option<Vec<Code>>,
     retired: bool,
+    /// Probes under way.
+    probing: u32,
     surroundings: Surroundings,
 }
 
@@ -116,8 +118,6 @@ pub struct Settled {
 pub struct Amended {
     /// The new record.
     pub record: Arc<domain::Account>,
-    /// The edit touched a credential, the endpoint or a switch: start with a clean health.
-    pub forgive: bool,
 }
 
 /// The operator wants a fresh start: what was learnt from past answers is forgotten.
@@ -151,7 +151,17 @@ impl Account {
         let seed = Session::of(&KeyId::new("account"), record.id.as_str()).0;
         let health = surroundings.seats.health(&record.id).unwrap_or_else(|| Health::new(seed));
         let standing = Standing { record, health, slots };
-        Self { standing, plan, generation: 0, alarm: None, probed_for: None, told: None, retired: false, surroundings }
+        Self {
+            standing,
+            plan,
+            generation: 0,
+            alarm: None,
+            probed_for: None,
+            told: None,
+            retired: false,
+            probing: 0,
+            surroundings,
+        }
     }
 
     fn now(&self) -> Time {
@@ -197,14 +207,20 @@ impl Account {
         self.look_ahead(ctx);
     }
 
-    fn attempted(&self, granted: Time, now: Time) -> Attempted {
+    fn attempted(&self, granted: Time, asked: Asked, now: Time) -> Attempted {
         let vitals = self.standing.slots.vitals();
-        Attempted { granted, successes: vitals.successes(now, self.surroundings.policy.breaker_window) }
+        Attempted { granted, asked, successes: vitals.successes(now, self.surroundings.policy.breaker_window) }
     }
 
-    fn forgive(&mut self) {
+    fn asked(&self, call: &Call) -> Asked {
+        let model = call.model_name().filter(|_| call.endpoint == Endpoint::Messages);
+        model.map_or(Asked::Other, |model| Asked::Message(self.standing.record.models.family(model)))
+    }
+
+    /// What calls under way will say is about what was: it is not listened to.
+    fn forget(&mut self) {
         self.generation += 1;
-        self.standing.health.forgive();
+        self.standing.health.forget();
     }
 }
 
@@ -232,7 +248,12 @@ impl Handler<Acquire> for Account {
         let (now, want) = (self.now(), Want::of(&msg.call));
         let busy = |account: &Self| Busy(account.standing.verdict(want, msg.bounded, now));
         let Some(plan) = &self.plan else { return MessageResult(Err(busy(self))) };
-        let granted = Granted { at: now, generation: self.generation, window: self.surroundings.policy.breaker_window };
+        let granted = Granted {
+            at: now,
+            generation: self.generation,
+            asked: self.asked(&msg.call),
+            window: self.surroundings.policy.breaker_window,
+        };
         let grant = self.standing.grant(want, msg.bounded, now).map_err(Busy);
         MessageResult(grant.map(|grant| Permit::new(grant, plan.clone(), granted, ctx.address())))
     }
@@ -243,14 +264,17 @@ impl Handler<Settled> for Account {
 
     fn handle(&mut self, msg: Settled, ctx: &mut Self::Context) {
         let now = self.now();
-        self.standing.health.observe(&msg.readings, now);
-        if msg.generation() == self.generation {
-            let quiet = matches!(msg.outcome, Outcome::Success { .. } | Outcome::Neutral { .. });
-            let quiet = quiet && self.standing.health.is_clear() && msg.readings.is_empty();
+        if msg.granted.generation == self.generation {
+            let asked = msg.granted.asked;
+            // The counts of count_tokens and models are not those of messages.
+            let counts = |r: &&Reading| asked != Asked::Other || !r.window.is_counted();
+            let readings: Vec<_> = msg.readings.iter().filter(counts).copied().collect();
+            self.standing.health.observe(&readings, now);
+            let quiet = !msg.outcome.is_accounts_fault() && self.standing.health.is_clear() && readings.is_empty();
             if !quiet {
                 tracing::debug!(account = %self.standing.record.id, outcome = ?msg.outcome, "outcome");
             }
-            let call = self.attempted(msg.granted.at, now);
+            let call = self.attempted(msg.granted.at, asked, now);
             self.standing.health.after(msg.outcome, call, now, &self.surroundings.policy);
             drop(msg.trial);
             if !quiet {
@@ -260,21 +284,18 @@ impl Handler<Settled> for Account {
     }
 }
 
-impl Settled {
-    fn generation(&self) -> u64 {
-        self.granted.generation
-    }
-}
-
 impl Handler<Amended> for Account {
     type Result = ();
 
     fn handle(&mut self, msg: Amended, ctx: &mut Self::Context) {
         self.standing.slots.set_limit(msg.record.concurrency_limit);
         self.plan = Plan::of(&msg.record).map(Arc::new);
-        self.standing.record = msg.record;
-        if msg.forgive {
-            self.forgive();
+        let old = std::mem::replace(&mut self.standing.record, msg.record);
+        let new = &self.standing.record;
+        if !new.reaches_as(&old) {
+            self.forget();
+        } else if new.is_enabled() && !old.is_enabled() {
+            self.standing.health.forgive();
         }
         self.report("an edit", ctx);
     }
@@ -284,7 +305,7 @@ impl Handler<Reset> for Account {
     type Result = ();
 
     fn handle(&mut self, _: Reset, ctx: &mut Self::Context) {
-        self.forgive();
+        self.forget();
         self.report("a reset", ctx);
     }
 }

@@ -4,6 +4,7 @@
 //! panic still counts the calls that its predecessor granted: the slots are shared, see [`crate::domain::slots`].
 
 use super::account::{Account, Settled};
+use crate::domain::health::Asked;
 use crate::domain::slots::{Slot, Slots, Trial};
 use crate::domain::standing::Grant;
 use crate::domain::{AccountId, Outcome, Reading, Time};
@@ -43,6 +44,8 @@ pub struct Granted {
     pub at: Time,
     /// Which credential the account had.
     pub generation: u64,
+    /// What the call asks for.
+    pub asked: Asked,
     /// The window over which successes are counted.
     pub window: TimeDelta,
 }
@@ -67,15 +70,20 @@ impl Permit {
         self.slot.of().vitals().note_first_byte(took);
     }
 
+    /// The client left after so long, and no first byte had come.
+    pub fn no_first_byte(&self, after: Duration) {
+        self.slot.of().vitals().note_no_first_byte(after);
+    }
+
     /// Tells the account what the attempt came to at `now`, and how full its windows are.
     pub fn settle(&mut self, outcome: Outcome, readings: Vec<Reading>, now: Time) {
         let vitals = self.slot.of().vitals();
         if let Outcome::Success { status } = outcome {
             vitals.note_success(status, now, self.ticket.window);
-            let fullest = readings.iter().map(|r| r.used).max();
-            if vitals.is_well() && fullest.is_none_or(|used| !vitals.is_news(used)) {
-                return;
-            }
+        }
+        let good = matches!(outcome, Outcome::Answered { .. } | Outcome::Success { .. });
+        if good && vitals.is_well() && !vitals.is_news(&readings) {
+            return;
         }
         let trial = self.trial.take();
         self.account.do_send(Settled { outcome, readings, granted: self.ticket, trial });

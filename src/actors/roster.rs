@@ -27,20 +27,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const READ_AGAIN: Duration = Duration::from_secs(1);
 const FORGET_DEATHS: Duration = Duration::from_secs(60);
 
-/// Fields whose edit says that the operator has mended something: the account starts with a clean health.
-const MENDING: [&str; 10] = [
-    "status",
-    "schedulable",
-    "platform",
-    "custom_api_endpoint",
-    "session_token",
-    "access_token",
-    "api_key",
-    "auth_scheme",
-    "headers",
-    "expires_at",
-];
-
 /// The actor.
 pub struct Roster {
     parts: Arc<Parts>,
@@ -136,7 +122,7 @@ impl Roster {
                 // An edit may have been stored and not told: whoever lives is told what is stored.
                 (true, true) => {
                     if let (Some(record), Some(addr)) = (wanted.remove(&id), self.seats.find(&id)) {
-                        addr.do_send(Amended { record: Arc::new(record), forgive: false });
+                        addr.do_send(Amended { record: Arc::new(record) });
                     }
                 }
                 (true, false) => {}
@@ -159,7 +145,7 @@ impl Roster {
         ctx.spawn(load.into_actor(self).map(|(loaded, id), actor, ctx| {
             match loaded.and_then(|doc| Ok(domain::Account::parse(&doc)?)) {
                 Ok(account) => match actor.seats.find(&id) {
-                    Some(addr) => addr.do_send(Amended { record: Arc::new(account), forgive: false }),
+                    Some(addr) => addr.do_send(Amended { record: Arc::new(account) }),
                     None => drop(actor.spawn(account)),
                 },
                 Err(StoreError::Missing(_)) => actor.take_off(&id),
@@ -223,7 +209,6 @@ impl Handler<Amend> for Roster {
 
     fn handle(&mut self, msg: Amend, _: &mut Self::Context) -> Self::Result {
         let (accounts, now) = (self.parts.stores.accounts.clone(), self.parts.clock.now());
-        let forgive = MENDING.iter().any(|f| msg.patch.names(f));
         let Amend { id, patch } = msg;
         let write = async move { (accounts.patch(&id, patch, now).await, id) }.into_actor(self);
         AtomicResponse::new(Box::pin(write.then(move |(stored, id), actor, ctx| {
@@ -235,7 +220,7 @@ impl Handler<Amend> for Roster {
             let amended = stored.and_then(|doc| {
                 let record = domain::Account::parse(&doc)?;
                 let addr = actor.seats.find(&id).unwrap_or_else(|| actor.spawn(record.clone()));
-                Ok((addr.send(Amended { record: Arc::new(record), forgive }), doc))
+                Ok((addr.send(Amended { record: Arc::new(record) }), doc))
             });
             async move {
                 let (told, doc) = amended?;

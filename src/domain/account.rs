@@ -8,7 +8,7 @@ mod parse;
 pub(super) use parse::group_name;
 
 use super::document::{Field, FieldError, Guard};
-use super::{Secret, Time};
+use super::{Family, Secret, Time};
 use http::Uri;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -131,6 +131,11 @@ impl Models {
         }
     }
 
+    /// The family of what the upstream is asked for when a client asks for `model`.
+    pub fn family(&self, model: &str) -> Option<Family> {
+        self.upstream_name(model).and_then(Family::of)
+    }
+
     /// Whether it serves models of which nobody has heard.
     pub fn serves_any(&self) -> bool {
         *self == Self::Any
@@ -195,6 +200,14 @@ impl Account {
     /// Whether the operator lets calls in: both switches are on, and it does not drain.
     pub fn is_enabled(&self) -> bool {
         self.active && self.schedulable && !self.draining
+    }
+
+    /// Whether it reaches the same upstream with the same credential as `other`: then what one learnt holds for both.
+    pub fn reaches_as(&self, other: &Self) -> bool {
+        let credential = |a: &'_ Self| {
+            (a.platform, a.auth_scheme, a.session_token.clone(), a.access_token.clone(), a.api_key.clone())
+        };
+        credential(self) == credential(other) && (&self.endpoint, &self.headers) == (&other.endpoint, &other.headers)
     }
 }
 

@@ -22,8 +22,9 @@ pub(super) enum State {
     Closed { streak: u32 },
     /// No call until then, and from then on one at a time.
     Open { since: Time, until: Time, trips: u32, evidence: String },
-    /// Calls flow again, more and more of them.
-    SlowStart { since: Time, until: Time, trips: u32, streak: u32 },
+    /// Calls flow again, more and more of them. `opened`: a call granted before that says nothing. `proven`: one came
+    /// to a good end; until then a failure is the trial's.
+    SlowStart { opened: Time, since: Time, until: Time, trips: u32, streak: u32, proven: bool },
 }
 
 impl Default for State {
@@ -48,14 +49,22 @@ impl Breaker {
 
     /// A call failed: a 5xx, silence, or half an answer.
     pub fn failed(&mut self, evidence: &str, call: Attempted, seed: u64, now: Time, policy: &Policy) {
-        self.failures = self.failures.plus_one(now, policy.breaker_window);
-        match self.state {
-            State::Closed { streak } => self.count(streak + 1, 0, evidence, call, seed, now, policy),
-            State::SlowStart { since, until, trips, streak } if call.granted >= since => {
-                self.state = State::SlowStart { since, until, trips, streak: streak + 1 };
-                self.count(streak + 1, trips, evidence, call, seed, now, policy);
+        match &mut self.state {
+            State::Closed { streak } => {
+                let streak = *streak + 1;
+                self.count(streak, 0, evidence, call, seed, now, policy);
             }
-            State::Open { since, trips, until, .. } if until <= now && call.granted >= since => {
+            State::SlowStart { opened, trips, proven: false, .. } if call.granted >= *opened => {
+                let trips = *trips;
+                self.trip(trips, &format!("the trial failed: {evidence}"), seed, now, policy);
+            }
+            State::SlowStart { opened, trips, streak, .. } if call.granted >= *opened => {
+                *streak += 1;
+                let (streak, trips) = (*streak, *trips);
+                self.count(streak, trips, evidence, call, seed, now, policy);
+            }
+            State::Open { since, trips, until, .. } if *until <= now && call.granted >= *since => {
+                let trips = *trips;
                 self.trip(trips, &format!("the trial failed: {evidence}"), seed, now, policy);
             }
             // Granted before it opened, or failing with the others: no news.
@@ -76,6 +85,7 @@ impl Breaker {
         now: Time,
         policy: &Policy,
     ) {
+        self.failures = self.failures.plus_one(now, policy.breaker_window);
         let failed = self.failures(now, policy.breaker_window);
         let calls = failed.saturating_add(call.successes);
         let often =
@@ -98,25 +108,32 @@ impl Breaker {
     }
 
     /// A probe failed: an open breaker stays open, for longer than before.
-    pub fn keep_open(&mut self, seed: u64, now: Time, policy: &Policy) {
-        if let State::Open { trips, .. } = self.state {
+    pub fn keep_open(&mut self, call: Attempted, seed: u64, now: Time, policy: &Policy) {
+        if let State::Open { since, trips, .. } = self.state
+            && call.granted >= since
+        {
             self.trip(trips, "a probe failed", seed, now, policy);
         }
     }
 
-    /// The upstream answered a call, whatever it said.
+    /// The upstream began a good answer.
     pub fn answered(&mut self, call: Attempted, now: Time, policy: &Policy) {
         if let State::Open { since, trips, .. } = self.state
             && call.granted >= since
         {
-            self.state = State::SlowStart { since: now, until: now + policy.slow_start, trips, streak: 0 };
+            let (opened, until) = (since, now + policy.slow_start);
+            self.state = State::SlowStart { opened, since: now, until, trips, streak: 0, proven: false };
         }
     }
 
-    /// A call went well: failures are no longer in a row.
-    pub fn succeeded(&mut self) {
-        if let State::Closed { streak } | State::SlowStart { streak, .. } = &mut self.state {
-            *streak = 0;
+    /// A call came to a good end: failures are no longer in a row.
+    pub fn succeeded(&mut self, call: Attempted) {
+        match &mut self.state {
+            State::Closed { streak } => *streak = 0,
+            State::SlowStart { opened, streak, proven, .. } if call.granted >= *opened => {
+                (*streak, *proven) = (0, true);
+            }
+            State::SlowStart { .. } | State::Open { .. } => {}
         }
     }
 

@@ -117,6 +117,17 @@ pub struct Attempted {
     pub granted: Time,
     /// The account's successes within the breaker's window.
     pub successes: u32,
+    /// What it asked for.
+    pub asked: Asked,
+}
+
+/// What a call asked for, as far as its outcome then says something about others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// A message, of a model of this family as the upstream knows it.
+    Message(Option<Family>),
+    /// `count_tokens` or `models`: they have limits and faults of their own, and cost the upstream next to nothing.
+    Other,
 }
 
 impl Health {
@@ -131,14 +142,15 @@ impl Health {
         self.readings.retain(|r| r.reset > now);
         self.breaker.tick(now);
         match &outcome {
-            Outcome::Success { .. } => {
+            Outcome::Answered { .. } | Outcome::Success { .. } => {
                 self.rejection.take_if(|r| r.since <= call.granted);
                 self.answered(call, now, policy);
-                self.breaker.succeeded();
+                if matches!(outcome, Outcome::Success { .. }) {
+                    self.breaker.succeeded(call);
+                }
             }
-            // Its limits are its own: it does not even say that the account has recovered.
-            Outcome::Neutral { status: 429 } => {}
-            Outcome::Neutral { .. } => self.answered(call, now, policy),
+            // Somebody is there to refuse a request, or to count tokens: that does not say that messages flow again.
+            Outcome::Neutral { .. } => {}
             Outcome::CredentialRejected { status } => {
                 self.reject(Code::CredentialRejected, format!("status {status}"), now, policy);
             }
@@ -146,6 +158,8 @@ impl Health {
             Outcome::RefreshFailed => {
                 self.reject(Code::RefreshFailed, "the token was not renewed".to_owned(), now, policy);
             }
+            // Other servers answer those: they stumble on their own.
+            Outcome::ServerFault { .. } | Outcome::Overloaded { .. } if call.asked == Asked::Other => {}
             Outcome::RateLimited { limit, until, header } => {
                 let (code, of) = match limit {
                     Limit::Burst => (Code::RateLimitedBurst, None),
@@ -171,8 +185,11 @@ impl Health {
     /// Takes in what a probe of our own came to. `whole`: it was a message like any client's. Another proves the
     /// credential, and that somebody answers; only its failure says something about messages.
     pub fn probed(&mut self, outcome: Outcome, whole: bool, call: Attempted, now: Time, policy: &Policy) {
+        let standing = self.rejection.is_some();
+        if proves_credential(&outcome) {
+            self.rejection.take_if(|r| r.code == Code::CredentialRejected && r.since <= call.granted);
+        }
         if whole {
-            let standing = self.rejection.is_some();
             self.after(outcome, call, now, policy);
             if standing && self.probe_at().is_some_and(|at| at <= now) {
                 self.defer_probe(now, policy);
@@ -183,7 +200,7 @@ impl Health {
             Outcome::Success { .. } => drop(self.rejection.take_if(|r| r.code != Code::Billing)),
             Outcome::Failed { fault: Fault::EarlyClose } => {}
             Outcome::ServerFault { .. } | Outcome::Failed { .. } | Outcome::Overloaded { .. } => {
-                self.breaker.keep_open(self.seed, now, policy);
+                self.breaker.keep_open(call, self.seed, now, policy);
             }
             Outcome::CredentialRejected { .. } | Outcome::Billing { .. } => {
                 return self.after(outcome, call, now, policy);
@@ -204,9 +221,16 @@ impl Health {
         self.readings.extend(readings.iter().filter(|r| r.reset > now));
     }
 
-    /// The operator changed the credential or asked for a fresh start.
+    /// The operator changed the credential or asked for a fresh start: nothing of what was learnt holds.
+    pub fn forget(&mut self) {
+        *self = Self { last: self.last.take(), ..Self::new(self.seed) };
+    }
+
+    /// The operator switched the account on again: what was guessed is tried anew; what the upstream named stands.
     pub fn forgive(&mut self) {
-        *self = Self { readings: std::mem::take(&mut self.readings), last: self.last.take(), ..Self::new(self.seed) };
+        self.rejection = None;
+        self.cooldowns.retain(|c| c.named);
+        self.breaker = Breaker::default();
     }
 
     /// A probe said nothing about a rejected credential (no answer, a 5xx, no slot): try again later.
@@ -263,10 +287,12 @@ impl Health {
         self.breaker.failures(now, window)
     }
 
-    /// The upstream answered: that ends what we only guessed. A time that the upstream named stands, and so does
-    /// what began after the call did.
+    /// The upstream began a good answer: that ends what we only guessed of such calls. A time that the upstream named
+    /// stands, and so does what began after the call did.
     fn answered(&mut self, call: Attempted, now: Time, policy: &Policy) {
-        self.cooldowns.retain(|c| c.named || c.since > call.granted || c.until > now);
+        let Asked::Message(asked) = call.asked else { return };
+        let other = |limited: Option<Family>| limited.is_some() && limited != asked;
+        self.cooldowns.retain(|c| c.named || c.since > call.granted || c.until > now || other(c.family()));
         self.breaker.answered(call, now, policy);
     }
 
@@ -313,5 +339,15 @@ impl Health {
             }
         };
         self.cooldowns.extend(new);
+    }
+}
+
+/// The upstream looked at the request, so that the credential let it in.
+fn proves_credential(outcome: &Outcome) -> bool {
+    let looked_at = |status: &u16| matches!(status, 200..=299 | 400 | 413 | 422 | 429);
+    match outcome {
+        Outcome::Success { .. } | Outcome::Answered { .. } | Outcome::RateLimited { .. } => true,
+        Outcome::Neutral { status } => looked_at(status),
+        _ => false,
     }
 }

@@ -7,8 +7,13 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Outcome {
-    /// 2xx to a Messages call.
+    /// 2xx to a Messages call, to its end.
     Success {
+        /// The upstream's status.
+        status: u16,
+    },
+    /// The head of the same: how it ends is not known yet.
+    Answered {
         /// The upstream's status.
         status: u16,
     },
@@ -79,6 +84,7 @@ impl Outcome {
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Success { status }
+            | Self::Answered { status }
             | Self::Neutral { status }
             | Self::CredentialRejected { status }
             | Self::Billing { status }
@@ -91,7 +97,7 @@ impl Outcome {
 
     /// True where the account is at fault and another one may do better: what failover is for.
     pub fn is_accounts_fault(&self) -> bool {
-        !matches!(self, Self::Success { .. } | Self::Neutral { .. })
+        !matches!(self, Self::Success { .. } | Self::Answered { .. } | Self::Neutral { .. })
     }
 }
 

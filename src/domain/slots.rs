@@ -5,9 +5,10 @@
 
 use super::Time;
 use super::tally::SharedTally;
+use super::window::{Reading, fingerprint};
 use chrono::TimeDelta;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -138,8 +139,8 @@ pub struct Vitals {
     successes: SharedTally,
     /// Microseconds to the first byte, smoothed; 0 is none yet.
     first_byte: AtomicU32,
-    /// The fullest of its windows when the account was last told of them, thousandths.
-    used: AtomicU16,
+    /// The [`super::window::fingerprint`] of the readings that the account was last told.
+    told: AtomicU64,
 }
 
 /// The share of the newest answer in the smoothed time to the first byte is one in so many.
@@ -174,6 +175,13 @@ impl Vitals {
         self.successes.get().count(now, window)
     }
 
+    /// A client left before the first byte came: the time is at least so long.
+    pub fn note_no_first_byte(&self, after: Duration) {
+        if self.first_byte().is_some_and(|usual| after > usual) {
+            self.note_first_byte(after);
+        }
+    }
+
     /// One more answer's time to the first byte. Not the time of the whole answer: that is the client's doing.
     pub fn note_first_byte(&self, took: Duration) {
         let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1);
@@ -189,10 +197,10 @@ impl Vitals {
         (micros != 0).then(|| Duration::from_micros(u64::from(micros)))
     }
 
-    /// Whether `used` differs by a hundredth or more from what the account was last told; then it is to be told.
-    pub fn is_news(&self, used: u16) -> bool {
-        let percent = used / 10;
-        self.used.swap(percent, Relaxed) != percent
+    /// Whether these readings differ from what the account was last told; then it is to be told. None are no news.
+    pub fn is_news(&self, readings: &[Reading]) -> bool {
+        let print = fingerprint(readings);
+        print != 0 && self.told.swap(print, Relaxed) != print
     }
 }
 

@@ -51,9 +51,9 @@ pub enum Code {
 /// How much a reason weighs; the graver is the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Grade {
-    /// Full, or its one trial is under way: free at any moment.
+    /// Full, as full as its slow start allows, or its one trial is under way: free at any moment.
     Busy,
-    /// The breaker keeps it out.
+    /// Its breaker is open.
     Ejected,
     /// The operator or the upstream keeps it out.
     Out,
@@ -164,6 +164,12 @@ impl<'a> Want<'a> {
         let model = call.model_name();
         Self { model, family: Some(model.and_then(Family::of)) }
     }
+
+    /// The same, in the account's own name of the model: what the upstream is asked for decides which limits count.
+    fn mapped(self, account: &Account) -> Self {
+        let family = self.model.and_then(|m| account.models.upstream_name(m)).map(Family::of);
+        Self { family: self.family.and(family).or(self.family), ..self }
+    }
 }
 
 /// What an account bears at this moment, and how the rest of its class is.
@@ -260,6 +266,7 @@ fn weigh(
     mut say: impl FnMut(Code, Weight, Option<Time>, Option<Time>, Say),
 ) {
     const OUT: Weight = Weight::Blocks(Grade::Out);
+    let want = want.mapped(account);
     if !account.active {
         say(Code::OperatorDisabled, OUT, None, None, &|| "status is not active".to_owned());
     }
@@ -332,20 +339,20 @@ fn weigh_breaker(
     now: Time,
     say: &mut impl FnMut(Code, Weight, Option<Time>, Option<Time>, Say),
 ) {
-    let ejected = if load.bounded { Weight::PutAside } else { Weight::Blocks(Grade::Ejected) };
+    let or_aside = |grade| if load.bounded { Weight::PutAside } else { Weight::Blocks(grade) };
     match &health.breaker.state {
         State::Open { since, until, evidence, .. } if *until > now => {
-            say(Code::BreakerOpen, ejected, Some(*since), Some(*until), &|| evidence.clone());
+            say(Code::BreakerOpen, or_aside(Grade::Ejected), Some(*since), Some(*until), &|| evidence.clone());
         }
         State::Open { until, evidence, .. } => {
-            let weight = if load.on_trial { ejected } else { Weight::Told };
+            let weight = if load.on_trial { or_aside(Grade::Busy) } else { Weight::Told };
             say(Code::HalfOpen, weight, Some(*until), None, &|| evidence.clone());
         }
         State::SlowStart { since, until, .. } if *until > now => {
             let (open, next) = ramp(account.concurrency_limit, *since, *until, now);
             let full = load.in_use >= open;
             let evidence = || format!("{} in use of {open} of {} slots", load.in_use, account.concurrency_limit);
-            let (weight, end) = if full { (ejected, next) } else { (Weight::Told, *until) };
+            let (weight, end) = if full { (or_aside(Grade::Busy), next) } else { (Weight::Told, *until) };
             say(Code::SlowStart, weight, Some(*since), Some(end), &evidence);
         }
         State::SlowStart { .. } | State::Closed { .. } => {}

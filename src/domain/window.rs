@@ -1,6 +1,7 @@
 //! The windows that upstreams limit by, and how much of each is used as their headers tell it.
 
 use super::Time;
+use super::breaker::mix;
 use serde::Serialize;
 
 /// One of an account's limits over time.
@@ -62,6 +63,13 @@ impl Family {
     }
 }
 
+impl Window {
+    /// An API key's limit, which counts for calls of one kind only; a subscription's are for all its calls.
+    pub fn is_counted(self) -> bool {
+        matches!(self, Self::Requests | Self::Tokens)
+    }
+}
+
 /// How much of one window is used, as of one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Reading {
@@ -73,4 +81,13 @@ pub struct Reading {
     pub used: u16,
     /// When it starts anew.
     pub reset: Time,
+}
+
+/// Tells sets of readings apart that differ in a window, or by a hundredth in how much of one is used. Never 0 but
+/// for none.
+pub fn fingerprint(readings: &[Reading]) -> u64 {
+    readings.iter().fold(0, |print, r| {
+        let family = r.family.map_or(0, |family| 1 + family as u64);
+        mix(print ^ ((r.window as u64) << 32 | family << 16 | u64::from(r.used / 10))) | 1
+    })
 }

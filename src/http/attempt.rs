@@ -37,6 +37,8 @@ pub struct Attempt {
     begun: Instant,
     /// The upstream's status.
     status: Option<u16>,
+    /// What the head came to, if it was judged.
+    judged: Option<Judged>,
     /// The status of the client's answer, where that is not this upstream's.
     answered: Option<u16>,
     first_byte: Option<Duration>,
@@ -44,6 +46,15 @@ pub struct Attempt {
     booked: Option<Booked>,
     logged: bool,
     span: Span,
+}
+
+/// What the head of an answer came to.
+#[derive(Clone, Copy)]
+enum Judged {
+    /// The account's fault.
+    Fault,
+    /// 2xx to a message.
+    Good { status: u16 },
 }
 
 /// How it ended.
@@ -81,6 +92,7 @@ impl Attempt {
             number,
             begun: Instant::now(),
             status: None,
+            judged: None,
             answered: None,
             first_byte: None,
             upstream_request_id: None,
@@ -90,15 +102,29 @@ impl Attempt {
         }
     }
 
-    /// The head of the answer is there, and judged: the account learns of it at once, not at the end of a long
-    /// stream.
-    pub fn head(&mut self, status: u16, upstream_request_id: Option<String>, outcome: Outcome, readings: Vec<Reading>) {
+    /// The head of the answer is there.
+    pub fn head(&mut self, status: u16, upstream_request_id: Option<String>) {
         self.status = Some(status);
         self.first_byte = Some(self.facts.arrived.elapsed());
         self.upstream_request_id = upstream_request_id;
-        if let (Outcome::Success { .. }, Some(admission)) = (&outcome, &self.admission) {
-            admission.permit.first_byte(self.begun.elapsed());
-        }
+    }
+
+    /// The answer is judged: the account learns of it at once, not at the end of a long stream. What begins well
+    /// counts as a success only when it ends well.
+    pub fn judged(&mut self, outcome: Outcome, readings: Vec<Reading>) {
+        let outcome = match outcome {
+            Outcome::Success { status } => {
+                self.judged = Some(Judged::Good { status });
+                if let Some(admission) = &self.admission {
+                    admission.permit.first_byte(self.begun.elapsed());
+                }
+                Outcome::Answered { status }
+            }
+            outcome => {
+                self.judged = outcome.is_accounts_fault().then_some(Judged::Fault);
+                outcome
+            }
+        };
         self.settle(outcome, readings);
     }
 
@@ -159,8 +185,14 @@ impl Attempt {
             first_byte_ms: self.first_byte.map(millis),
             duration_ms: millis(duration),
         });
-        if let Some(fault) = fault {
-            self.settle(Outcome::Failed { fault }, Vec::new());
+        match (fault, self.judged) {
+            // One attempt is one fault at the most.
+            (_, Some(Judged::Fault)) => {}
+            (Some(fault), _) => self.settle(Outcome::Failed { fault }, Vec::new()),
+            (None, Some(Judged::Good { status })) if ending == Ending::Complete => {
+                self.settle(Outcome::Success { status }, Vec::new());
+            }
+            (None, _) => {}
         }
         self.booked = Some(Booked { ending, usage, fault, duration });
     }
@@ -213,6 +245,9 @@ impl Booking for Attempt {
         }
         self.book(ending, usage, fault);
         self.log("call");
+        if let (Ending::ClientGone, None, Some(admission)) = (ending, self.status, &self.admission) {
+            admission.permit.no_first_byte(self.begun.elapsed());
+        }
         let aborted = matches!(ending, Ending::ClientGone | Ending::RelayEnded | Ending::RelayCrashed);
         if (aborted || fault.is_some_and(Fault::is_timeout))
             && let Some(Admission { permit, pass }) = self.admission.take()

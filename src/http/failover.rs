@@ -9,7 +9,7 @@ use super::answer::{self, Start};
 use super::attempt::{Attempt, Facts};
 use super::auth::Caller;
 use crate::actors::{Admission, Pass};
-use crate::domain::{AccountId, Call, Ending, Fault, Outcome, Refusal, Usage};
+use crate::domain::{AccountId, Call, Ending, Fault, Refusal, Usage};
 use crate::platform::{judge, limits};
 use crate::upstream::tap::Booking;
 use actix_web::http::Method;
@@ -161,9 +161,11 @@ impl Relaying {
             now,
         );
         let accounts_fault = outcome.is_accounts_fault();
-        // A body that broke off is the account's fault whatever its head says, and one fault, not two.
-        let outcome = if matches!(start, Start::Cut) { Outcome::Neutral { status } } else { outcome };
-        attempt.head(status, upstream_id, outcome, readings);
+        attempt.head(status, upstream_id);
+        // Of a body that broke off, a head that names the account's fault is believed; else the cut is the fault.
+        if accounts_fault || !matches!(start, Start::Cut) {
+            attempt.judged(outcome, readings);
+        }
         match start {
             Start::Cut => Sent::Failed(None, Some(Fault::Cut)),
             Start::Whole(body) if accounts_fault => Sent::Failed(Some(Kept::new(&upstream, body)), None),

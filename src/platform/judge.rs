@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// True if the status alone does not say what is meant.
 pub fn wants_body(status: u16) -> bool {
-    matches!(status, 400..=403)
+    matches!(status, 400..=403 | 429)
 }
 
 /// Judges an answer. `header` looks a header up by its lower-case name; `body` is the whole body, decoded, where
@@ -27,7 +27,9 @@ pub fn judge<'a>(
     match status {
         200..=299 if !own_limits => Outcome::Success { status },
         400..=403 => refused(status, body.and_then(ApiError::read).as_ref()),
-        429 if own_limits => Outcome::Neutral { status },
+        429 if own_limits || body.and_then(ApiError::read).is_some_and(|e| e.wants_extra_usage()) => {
+            Outcome::Neutral { status }
+        }
         429 => {
             let (limit, until, header) = limits::limited(header, now);
             Outcome::RateLimited { limit, until, header }
@@ -77,6 +79,12 @@ impl ApiError {
             ["credit balance is too low", "organization has been disabled", "account has been disabled"];
         let reached = self.before("usage limits").is_some_and(|before| before.contains("reached"));
         self.kind == "billing_error" || reached || PHRASES.iter().any(|phrase| self.before(phrase).is_some())
+    }
+
+    /// A request of long context on a subscription that was not granted it: no limit of the account is reached, and
+    /// a shorter request would be served ("Extra usage is required for long context requests.").
+    fn wants_extra_usage(&self) -> bool {
+        self.before("extra usage is required for long context").is_some()
     }
 
     /// What stands before `phrase`, if that is plain words: what the API quotes from a client stands after a colon,
@@ -134,11 +142,19 @@ mod tests {
     #[test]
     fn the_body_is_asked_for_where_the_meaning_hangs_on_it() {
         let asked: Vec<u16> = (100..600).filter(|status| wants_body(*status)).collect();
-        assert_eq!(asked, [400, 401, 402, 403]);
+        assert_eq!(asked, [400, 401, 402, 403, 429]);
         let money = error("billing_error", "Your credit balance is too low");
         for status in [404, 413, 429, 500, 529] {
             assert_eq!(said(status, Some(&money)), said(status, None));
         }
+    }
+
+    #[test]
+    fn a_request_that_wants_extra_usage_is_no_limit_of_the_account() {
+        let long = error("rate_limit_error", "Extra usage is required for long context requests.");
+        assert_eq!(said(429, Some(&long)), Outcome::Neutral { status: 429 });
+        let quoted = error("rate_limit_error", "Limited: \"extra usage is required for long context\"");
+        assert_eq!(said(429, Some(&quoted)), said(429, None));
     }
 
     #[test]

@@ -41,7 +41,12 @@ impl Pool {
             if i * 100 < n * out {
                 let until = Some(now + TimeDelta::hours(5));
                 let outcome = Outcome::RateLimited { limit: Limit::Burst, until, header: None };
-                health.after(outcome, Attempted { granted: now, successes: 0 }, now, &Policy::default());
+                health.after(
+                    outcome,
+                    Attempted { asked: Asked::Message(None), granted: now, successes: 0 },
+                    now,
+                    &Policy::default(),
+                );
             }
             let standing = Standing { record: record.clone(), health, slots };
             pool.dispatch.put(standing.clone(), now);

@@ -13,6 +13,7 @@ use claude_relay::actors::{Account, Actors, KeyEntry, Parts, ProbeFn, start};
 use claude_relay::clock::Clock;
 use claude_relay::domain::dispatch::Rules;
 use claude_relay::domain::document::Document;
+use claude_relay::domain::health::Asked;
 use claude_relay::domain::health::Policy;
 use claude_relay::domain::retry::RetryBudget;
 use claude_relay::domain::verdict::{Code, Verdict};
@@ -123,7 +124,8 @@ fn rate_limited(until: Time) -> Outcome {
 }
 
 fn settled(outcome: Outcome, pool: &Pool) -> Settled {
-    let granted = Granted { at: pool.now(), generation: 0, window: chrono::TimeDelta::seconds(30) };
+    let granted =
+        Granted { at: pool.now(), generation: 0, asked: Asked::Message(None), window: chrono::TimeDelta::seconds(30) };
     Settled { outcome, readings: vec![], granted, trial: None }
 }
 

@@ -3,16 +3,16 @@
 
 use crate::health_rules::{Came, came, config, history, of, play, policy, says};
 use crate::pool::{FAILED, OK, account, at, ms};
-use claude_relay::domain::health::{Attempted, Health, Policy};
+use claude_relay::domain::health::{Asked, Attempted, Health, Policy};
 use claude_relay::domain::slots::Slots;
 use claude_relay::domain::standing::Grant;
 use claude_relay::domain::verdict::{Code, Load, Want, verdict};
-use claude_relay::domain::{Outcome, Standing, Time};
+use claude_relay::domain::{Family, Fault, Outcome, Standing, Time};
 use proptest::prelude::*;
 use std::sync::{Arc, Barrier};
 
 fn fresh(now: Time) -> Attempted {
-    Attempted { granted: now, successes: 0 }
+    Attempted { asked: Asked::Message(None), granted: now, successes: 0 }
 }
 
 fn tripped(policy: &Policy) -> Health {
@@ -54,7 +54,7 @@ proptest! {
                 slots.vitals().note_success(200, now, policy.breaker_window);
             }
             let successes = slots.vitals().successes(now, policy.breaker_window);
-            health.after(if good { OK } else { FAILED }, Attempted { granted: now, successes }, now, &policy);
+            health.after(if good { OK } else { FAILED }, Attempted { asked: Asked::Message(None), granted: now, successes }, now, &policy);
             streak = if good { 0 } else { streak + 1 };
             if !good {
                 failures.push(now);
@@ -79,7 +79,7 @@ proptest! {
             // As few failures as keep just below, then one more.
             let fail = (failed + 1) * 100 < rate * (failed + good + 1) || failed + good + 1 >= minimum;
             (failed, good) = if fail { (failed + 1, good) } else { (failed, good + 1) };
-            let call = Attempted { granted: at(0), successes: good };
+            let call = Attempted { asked: Asked::Message(None), granted: at(0), successes: good };
             health.after(if fail { FAILED } else { OK }, call, at(0), &policy);
             prop_assert!(failed + good <= 12 * minimum + 200);
         }
@@ -96,7 +96,7 @@ proptest! {
         prop_assert!(until.is_some_and(|t| now < t && t <= now + policy.breaker_first.min(policy.longest)));
         for (gap, before, came) in &events {
             now += ms(*gap);
-            health.after(came.at(now), Attempted { granted: at(-before), successes: 0 }, now, &policy);
+            health.after(came.at(now), Attempted { asked: Asked::Message(None), granted: at(-before), successes: 0 }, now, &policy);
             prop_assert_eq!(open_until(&health), until);
         }
     }
@@ -116,7 +116,7 @@ proptest! {
                     let wait = open_until(&health).unwrap() - now;
                     prop_assert!(whole - whole * i32::from(policy.jitter) / 1_000 <= wait && wait <= whole, "{wait} of {whole}");
                 }
-                Came::Plain(Outcome::Success { .. } | Outcome::Neutral { status: ..=428 | 430.. }) => {
+                Came::Plain(Outcome::Success { .. }) => {
                     prop_assert_eq!(open_until(&health), None);
                     return Ok(());
                 }
@@ -154,7 +154,10 @@ proptest! {
     fn everything_heals(history in history(), policy in policy()) {
         let (mut health, now) = play(&history, &policy, |_, _, _, _, _| ());
         let later = now + policy.longest.max(ms(40_000));
-        health.after(OK, fresh(later), later, &policy);
+        let families = [None].into_iter().chain(Family::ALL.map(|(_, family)| Some(family)));
+        for family in families {
+            health.after(OK, Attempted { asked: Asked::Message(family), ..fresh(later) }, later, &policy);
+        }
         let healed = later + policy.slow_start;
         prop_assert!(says(&health, Want::default(), healed).is_clear());
         health.after(OK, fresh(healed), healed, &policy);
@@ -216,4 +219,44 @@ fn a_breaker_that_is_put_aside_does_not_lift_the_limit() {
         assert_eq!(granted.len(), 5);
         assert!(granted.iter().filter(|g| g.trial.is_some()).count() <= 1);
     }
+}
+
+/// A good beginning lets more calls in; only a good end takes the failures before it away.
+#[test]
+fn an_upstream_that_begins_well_and_breaks_off_is_ejected_and_stays_out() {
+    let (policy, mut health, mut now) = (Policy::default(), Health::new(5), at(0));
+    let (begun, cut) = (Outcome::Answered { status: 200 }, Outcome::Failed { fault: Fault::Cut });
+    for broken in 1..=policy.breaker_failures {
+        assert_eq!(open_until(&health), None, "after {broken}");
+        health.after(begun.clone(), fresh(now), now, &policy);
+        health.after(cut.clone(), fresh(now), now, &policy);
+    }
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        let until = open_until(&health).expect("it is out");
+        waits.push(until - now);
+        now = until;
+        health.after(begun.clone(), fresh(now), now, &policy);
+        assert!(says(&health, of(None), now).schedulable, "it answers again");
+        health.after(cut.clone(), fresh(now), now + ms(400), &policy);
+        now += ms(400);
+    }
+    assert!(waits.is_sorted() && waits[3] > waits[0] * 4, "longer and longer: {waits:?}");
+    // One that ends well is proof; from then on it takes as many as at first.
+    now = open_until(&health).unwrap();
+    health.after(OK, fresh(now), now, &policy);
+    health.after(cut, fresh(now), now, &policy);
+    assert_eq!(open_until(&health), None);
+}
+
+/// What fails late, of calls from before the breaker opened, does not count when it is closed again.
+#[test]
+fn failures_of_before_do_not_open_it_again() {
+    let policy = Policy { breaker_minimum: 6, ..Policy::default() };
+    let mut health = tripped(&policy);
+    let now = open_until(&health).unwrap();
+    (0..50).for_each(|_| health.after(FAILED, fresh(at(0)), now, &policy));
+    health.after(OK, fresh(now), now, &policy);
+    health.after(FAILED, Attempted { successes: 5, ..fresh(now) }, now, &policy);
+    assert_eq!(open_until(&health), None, "one of six");
 }

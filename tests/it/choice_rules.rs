@@ -222,12 +222,8 @@ impl Played {
             })
         };
         let Some(picked) = &said.picked else {
-            let busy =
-                |e: &Explained| {
-                    e.verdict.reasons.iter().filter(|r| r.blocks).all(|r| {
-                        r.code == Code::AtCapacity || r.code == Code::HalfOpen && r.evidence.starts_with("after ")
-                    })
-                };
+            let passing = |code| matches!(code, Code::AtCapacity | Code::HalfOpen | Code::SlowStart);
+            let busy = |e: &Explained| e.verdict.reasons.iter().filter(|r| r.blocks).all(|r| passing(r.code));
             let waits = said.accounts.iter().any(busy) && question.deadline > now;
             assert_eq!(said.why, if waits { Why::Waits } else { Why::Refused }, "{said:?}");
             return said.why;

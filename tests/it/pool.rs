@@ -4,7 +4,7 @@
 use claude_relay::domain::account::{AuthScheme, Models};
 use claude_relay::domain::call::Model;
 use claude_relay::domain::dispatch::{Command, Dispatch, Question, Rules, Scope};
-use claude_relay::domain::health::{Attempted, Health, Policy};
+use claude_relay::domain::health::{Asked, Attempted, Health, Policy};
 use claude_relay::domain::slots::Slots;
 use claude_relay::domain::standing::Grant;
 use claude_relay::domain::verdict::Want;
@@ -141,7 +141,12 @@ impl Pool {
     pub fn outcome_of(&mut self, name: &str, outcome: Outcome, granted: Time) {
         let standing = self.accounts.get_mut(&id(name)).unwrap();
         let successes = standing.slots.vitals().successes(self.now, self.policy.breaker_window);
-        standing.health.after(outcome, Attempted { granted, successes }, self.now, &self.policy);
+        standing.health.after(
+            outcome,
+            Attempted { asked: Asked::Message(None), granted, successes },
+            self.now,
+            &self.policy,
+        );
         self.report(&id(name));
     }
 

@@ -6,6 +6,7 @@
 //! alone.
 
 use super::{Account, Probe};
+use crate::domain::health::Asked;
 use crate::domain::verdict::{Load, Want, verdict};
 use crate::domain::{Fault, Outcome, ProbeKind, ProbeReport, Standing, Time};
 use actix::{ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, WrapFuture};
@@ -33,6 +34,10 @@ impl Account {
             ctx.cancel_future(old);
         }
         let now = self.now();
+        if self.probing > 0 {
+            // What it finds is reported, and then there is more to look ahead to.
+            return;
+        }
         let Some((at, errand)) = self.errand(now) else { return };
         let wait = (at - now).to_std().unwrap_or_default() + Duration::from_millis(1);
         self.alarm = Some(ctx.run_later(wait, move |actor, ctx| {
@@ -70,9 +75,18 @@ impl Account {
         }
     }
 
+    /// What a probe asks for: the setting's model, or the account's own first one where it does not serve that.
+    fn probe_model(&self, named: Option<String>) -> String {
+        let models = &self.standing.record.models;
+        let model = named.unwrap_or_else(|| self.surroundings.probe_model.clone());
+        let served = models.upstream_name(&model).or_else(|| models.upstream_name(models.listed().next()?));
+        served.unwrap_or(&model).to_owned()
+    }
+
     fn probed(&mut self, report: &ProbeReport, whole: bool, granted: Time, ctx: &mut Context<Self>) {
         let (now, policy) = (self.now(), self.surroundings.policy);
-        let call = self.attempted(granted, now);
+        let asked = if whole { Asked::Message(None) } else { Asked::Other };
+        let call = self.attempted(granted, asked, now);
         let health = &mut self.standing.health;
         health.probed(report.outcome.clone(), whole, call, now, &policy);
         self.report("a probe", ctx);
@@ -102,11 +116,23 @@ impl Handler<Probe> for Account {
             self.probed(&report, false, granted, ctx);
             return Box::pin(async move { report }.into_actor(self));
         };
-        let model = msg.model.unwrap_or_else(|| self.surroundings.probe_model.clone());
-        let model = self.standing.record.models.upstream_name(&model).unwrap_or(&model).to_owned();
-        let generation = self.generation;
-        let probe = (self.surroundings.probe)(plan, kind, model).into_actor(self);
-        Box::pin(probe.map(move |report, actor, ctx| {
+        let model = self.probe_model(msg.model);
+        let (generation, send, named) = (self.generation, self.surroundings.probe.clone(), msg.kind.is_some());
+        self.probing += 1;
+        let probe = async move {
+            let mut kind = kind;
+            loop {
+                let report = send(plan.clone(), kind, model.clone()).await;
+                // An upstream need not have every endpoint; only messages are what it is there for.
+                kind = match (kind, &report.outcome) {
+                    (ProbeKind::CountTokens, Outcome::Neutral { status: 404 | 405 }) if !named => ProbeKind::Models,
+                    (ProbeKind::Models, Outcome::Neutral { status: 404 | 405 }) if !named => ProbeKind::Messages,
+                    _ => return (report, kind),
+                };
+            }
+        };
+        Box::pin(probe.into_actor(self).map(move |(report, kind), actor, ctx| {
+            actor.probing -= 1;
             // What we gave up on, the upstream may still be at work on.
             if matches!(report.outcome, Outcome::Failed { .. }) {
                 ctx.run_later(PROBE_LINGER, move |_, _| drop(slot));
@@ -115,6 +141,8 @@ impl Handler<Probe> for Account {
             }
             if generation == actor.generation {
                 actor.probed(&report, kind == ProbeKind::Messages, granted, ctx);
+            } else {
+                actor.look_ahead(ctx);
             }
             report
         }))

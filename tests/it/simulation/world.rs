@@ -6,7 +6,7 @@ use super::books::{Books, Violation};
 use chrono::{DateTime, TimeDelta};
 use claude_relay::domain::dispatch::{Command, Dispatch, Question, Rules, Scope};
 use claude_relay::domain::document::Document;
-use claude_relay::domain::health::{Attempted, Health, Policy};
+use claude_relay::domain::health::{Asked, Attempted, Health, Policy};
 use claude_relay::domain::line::Bounds;
 use claude_relay::domain::slots::{Slots, Trial};
 use claude_relay::domain::standing::Grant;
@@ -44,6 +44,7 @@ enum Weather {
     OpusLimited(i64),
     Overloaded,
     Silent,
+    Cutting,
     Rejecting,
 }
 
@@ -407,9 +408,9 @@ impl World {
             Weather::Silent => Outcome::Failed { fault: Fault::FirstByteTimeout },
             Weather::Rejecting => Outcome::CredentialRejected { status: 401 },
             _ if luck < 2 => Outcome::Neutral { status: 400 },
-            _ => Outcome::Success { status: 200 },
+            _ => Outcome::Answered { status: 200 },
         };
-        let good = matches!(outcome, Outcome::Success { .. });
+        let good = matches!(outcome, Outcome::Answered { .. });
         self.books.tried(&id, good, self.now);
         let permit = self.permits.get_mut(&number).unwrap();
         permit.outcome = Some(outcome.clone());
@@ -431,11 +432,12 @@ impl World {
         let vitals = site.standing.slots.vitals();
         if let Outcome::Success { status } = outcome {
             vitals.note_success(status, now, policy.breaker_window);
-            if vitals.is_well() {
-                return;
-            }
         }
-        let call = Attempted { granted, successes: vitals.successes(now, policy.breaker_window) };
+        if matches!(outcome, Outcome::Answered { .. } | Outcome::Success { .. }) && vitals.is_well() {
+            return;
+        }
+        let call =
+            Attempted { asked: Asked::Message(None), granted, successes: vitals.successes(now, policy.breaker_window) };
         site.standing.health.after(outcome, call, now, &policy);
         drop(trial);
         self.report(id);
@@ -447,6 +449,14 @@ impl World {
             self.books.trial_over(&permit.account);
         }
         self.books.over(&permit.account);
+        if let Some(Outcome::Answered { status }) = permit.outcome {
+            let cutting = self.sites.get(&permit.account).is_some_and(|s| s.weather == Weather::Cutting);
+            let outcome = match self.chance(if cutting { 90 } else { 1 }) {
+                true => Outcome::Failed { fault: Fault::Cut },
+                false => Outcome::Success { status },
+            };
+            self.settle(&permit.account, outcome, permit.granted, None);
+        }
         let Some(grant) = permit.grant else { return Ok(()) };
         if self.mutant == Some(Mutant::LeakedPermit) && self.chance(2) {
             std::mem::forget(grant);
@@ -478,6 +488,7 @@ impl World {
             4 => Weather::Overloaded,
             5 => Weather::Silent,
             6 if self.chance(20) => Weather::Rejecting,
+            7 => Weather::Cutting,
             _ => Weather::Fair,
         };
         let closing = self.closing;
@@ -496,8 +507,9 @@ impl World {
         match self.below(12) {
             0..=3 => self.amend(&id),
             4 | 5 => {
-                if let Some(site) = self.sites.get_mut(&id) {
-                    site.standing.health.forgive();
+                let whole = self.chance(50);
+                if let Some(Site { standing, .. }) = self.sites.get_mut(&id) {
+                    if whole { standing.health.forget() } else { standing.health.forgive() }
                 }
                 self.report(&id);
             }
