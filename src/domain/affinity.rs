@@ -3,7 +3,7 @@
 //! Kept by the dispatcher, in two generations: whoever is used moves to the younger one, and when that is full or
 //! old the older one is dropped whole. So memory is bounded, and forgetting costs nothing.
 
-use super::{AccountId, KeyId, Time};
+use super::{AccountId, Family, KeyId, Time};
 use chrono::TimeDelta;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -25,10 +25,21 @@ impl Session {
 pub struct Home {
     /// Its account.
     pub account: AccountId,
-    /// Where it stays while its account is out.
-    pub away: Option<AccountId>,
+    /// Where calls of a family stay while its account is out for them.
+    pub away: Option<(AccountId, Option<Family>)>,
     /// When it was last used.
     pub used: Time,
+}
+
+/// In which way a session is served by an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// It has no home that is still there.
+    Home,
+    /// Its home, and where it stayed so far, are out for calls of this family.
+    Away(Option<Family>),
+    /// For this once: its home is merely full, or does not serve this, or it is served at home or where it stays.
+    Elsewhere,
 }
 
 /// The homes of sessions.
@@ -54,18 +65,18 @@ impl Affinity {
         (now - home.used < self.ttl).then_some(home)
     }
 
-    /// Notes that `session` was served by `account`. `home_out`: its home could not, so that this is only a stay.
-    pub fn served(&mut self, session: Session, account: &AccountId, home_out: bool, now: Time) {
+    /// Notes that `session` was served by `account`.
+    pub fn served(&mut self, session: Session, account: &AccountId, stay: Stay, now: Time) {
         if self.most == 0 || self.ttl <= TimeDelta::zero() {
             return;
         }
         let known = self.home(session, now).cloned();
-        let home = match known {
-            Some(home) if home.account == *account => Home { away: None, used: now, ..home },
-            Some(home) if home_out => Home { away: Some(account.clone()), used: now, ..home },
-            // Its home was merely full: it goes back there next time, where its cache is.
-            Some(home) => Home { used: now, ..home },
-            None => Home { account: account.clone(), away: None, used: now },
+        let home = match (known, stay) {
+            (Some(home), Stay::Away(family)) if home.account != *account => {
+                Home { away: Some((account.clone(), family)), used: now, ..home }
+            }
+            (Some(home), Stay::Elsewhere | Stay::Away(_)) => Home { used: now, ..home },
+            (_, Stay::Home) | (None, _) => Home { account: account.clone(), away: None, used: now },
         };
         let begun = *self.begun.get_or_insert(now);
         if self.young.len() >= self.most && !self.young.contains_key(&session) || now - begun >= self.ttl {
@@ -102,21 +113,27 @@ mod tests {
     #[test]
     fn a_session_stays_while_it_is_used_and_is_forgotten_an_hour_after() {
         let mut affinity = Affinity::new(10, TimeDelta::hours(1));
-        affinity.served(Session(1), &id("a"), false, at(0));
-        affinity.served(Session(1), &id("a"), false, at(3_000));
+        affinity.served(Session(1), &id("a"), Stay::Home, at(0));
+        affinity.served(Session(1), &id("a"), Stay::Elsewhere, at(3_000));
         assert_eq!(affinity.home(Session(1), at(6_599)).unwrap().account, id("a"));
         assert!(affinity.home(Session(1), at(6_600)).is_none());
     }
 
     #[test]
-    fn a_stay_elsewhere_ends_when_it_is_home_again() {
+    fn a_stay_elsewhere_does_not_move_the_home() {
         let mut affinity = Affinity::new(10, TimeDelta::hours(1));
-        for (account, out, away) in
-            [("a", false, None), ("b", true, Some("b")), ("c", false, Some("b")), ("a", false, None)]
-        {
-            affinity.served(Session(1), &id(account), out, at(0));
-            let home = affinity.home(Session(1), at(1)).unwrap();
-            assert_eq!((&home.account, home.away.as_ref()), (&id("a"), away.map(id).as_ref()));
+        let opus = Some(Family::Opus);
+        for (account, stay, home, away) in [
+            ("a", Stay::Home, "a", None),
+            ("b", Stay::Away(opus), "a", Some("b")),
+            ("c", Stay::Elsewhere, "a", Some("b")),
+            ("a", Stay::Elsewhere, "a", Some("b")),
+            ("d", Stay::Away(opus), "a", Some("d")),
+            ("d", Stay::Home, "d", None),
+        ] {
+            affinity.served(Session(1), &id(account), stay, at(0));
+            let known = affinity.home(Session(1), at(1)).unwrap();
+            assert_eq!((&known.account, &known.away), (&id(home), &away.map(|a| (id(a), opus))));
         }
     }
 
@@ -124,8 +141,8 @@ mod tests {
     fn memory_is_bounded_and_the_last_used_stay() {
         let mut affinity = Affinity::new(100, TimeDelta::hours(1));
         for n in 0..10_000 {
-            affinity.served(Session(7), &id("a"), false, at(0));
-            affinity.served(Session(1_000 + n), &id("b"), false, at(0));
+            affinity.served(Session(7), &id("a"), Stay::Home, at(0));
+            affinity.served(Session(1_000 + n), &id("b"), Stay::Home, at(0));
             assert!(affinity.len() <= 100);
         }
         assert!(affinity.home(Session(7), at(1)).is_some() && affinity.home(Session(10_999), at(1)).is_some());

@@ -48,8 +48,9 @@ pub struct Place<K, G> {
 pub struct Served<K, G> {
     /// Where it waited.
     pub place: Place<K, G>,
-    /// Its key's stamp before.
+    /// Its key's stamps before: its own, and those of its queues by group number.
     stamp: u64,
+    stamps: Vec<(u64, u64)>,
 }
 
 /// The waiting line. No order that shows depends on a hash, so that a simulation replays exactly.
@@ -73,8 +74,18 @@ struct Turn {
     /// When it was last served, or joined. No two keys share one.
     stamp: u64,
     waiting: usize,
-    /// By group number, oldest first. None is empty.
-    queues: BTreeMap<u64, BTreeSet<(u64, TicketId)>>,
+    /// By group number. None is empty.
+    queues: BTreeMap<u64, Queue>,
+}
+
+/// The calls of one key in one group.
+#[derive(Debug)]
+struct Queue {
+    /// When the key last had something that these calls could have had, or joined: what others are served by is not
+    /// held against them.
+    stamp: u64,
+    /// Oldest first.
+    calls: BTreeSet<(u64, TicketId)>,
 }
 
 #[derive(Debug)]
@@ -83,6 +94,16 @@ struct Group<K, G> {
     waiting: usize,
     /// The keys that wait in it, by their stamps.
     round: BTreeMap<u64, K>,
+}
+
+impl<K, G> Group<K, G> {
+    /// Moves a key in the round.
+    fn restamp(&mut self, queue: &mut Queue, stamp: u64) {
+        if let Some(key) = self.round.remove(&queue.stamp) {
+            self.round.insert(stamp, key);
+        }
+        queue.stamp = stamp;
+    }
 }
 
 impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
@@ -112,6 +133,11 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         self.turns.get(key).map_or(0, |turn| turn.waiting)
     }
 
+    /// Whether somebody waits in this group.
+    pub fn has_group(&self, group: &G) -> bool {
+        self.numbers.contains_key(group)
+    }
+
     /// Whether this ticket waits.
     pub fn contains(&self, ticket: TicketId) -> bool {
         self.places.contains_key(&ticket)
@@ -128,7 +154,7 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         self.room(&place.key)?;
         let fresh = self.fresh();
         let stamp = self.turns.get(&place.key).map_or(fresh, |turn| turn.stamp);
-        self.link(place, stamp);
+        self.link(place, stamp, stamp);
         Ok(())
     }
 
@@ -140,37 +166,56 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
     /// Whose turn it is among the groups that `can` accepts: of the keys that wait in one of them the one served
     /// longest ago, of its calls the oldest. Changes nothing; `can` is asked once a group, in their order.
     pub fn next(&self, mut can: impl FnMut(&G) -> bool) -> Option<TicketId> {
-        let open = self.groups.iter().filter(|(_, group)| can(&group.name));
-        // The key whose turn it is comes first in each of its groups, so each group's first is enough to compare.
-        let firsts = open.filter_map(|(number, group)| {
-            let (stamp, key) = group.round.first_key_value()?;
-            let (arrived, ticket) = self.turns.get(key)?.queues.get(number)?.first()?;
-            Some((*stamp, *arrived, *ticket))
-        });
-        firsts.min().map(|(_, _, ticket)| ticket)
+        let open: Vec<(&u64, &Group<K, G>)> = self.groups.iter().filter(|(_, group)| can(&group.name)).collect();
+        let firsts = open.iter().filter_map(|(_, group)| group.round.first_key_value());
+        let (_, key) = firsts.min_by_key(|(stamp, _)| **stamp)?;
+        let queues = &self.turns.get(key)?.queues;
+        let oldest = open.iter().filter_map(|(number, _)| queues.get(number)?.calls.first());
+        oldest.min().map(|(_, ticket)| *ticket)
     }
 
-    /// The ticket is served: it leaves the line, and its key goes to the end of the round.
-    pub fn serve(&mut self, ticket: TicketId) -> Option<Served<K, G>> {
-        let (place, stamp) = self.unlink(ticket)?;
+    /// The ticket is served: it leaves the line, and its key goes to the end of the round in every group that could
+    /// have had the same (`shares`). In others it keeps its turn: else a key that is served often of one thing
+    /// would never come to its turn for another.
+    pub fn serve(&mut self, ticket: TicketId, mut shares: impl FnMut(&G) -> bool) -> Option<Served<K, G>> {
+        let key = self.places.get(&ticket)?.key.clone();
+        let turn = self.turns.get(&key)?;
+        let (stamp, stamps) = (turn.stamp, turn.queues.iter().map(|(number, queue)| (*number, queue.stamp)).collect());
+        let (place, _) = self.unlink(ticket)?;
         let fresh = self.fresh();
-        self.restamp(&place.key, fresh);
-        Some(Served { place, stamp })
+        if let Some(turn) = self.turns.get_mut(&key) {
+            turn.stamp = fresh;
+            for (number, queue) in &mut turn.queues {
+                let Some(group) = self.groups.get_mut(number).filter(|g| shares(&g.name)) else { continue };
+                group.restamp(queue, fresh);
+            }
+        }
+        Some(Served { place, stamp, stamps })
     }
 
     /// The account said no after all: the ticket is where it was, and its key has its turn back. Not subject to
     /// bounds, since it has been let in once.
     pub fn put_back(&mut self, served: Served<K, G>) {
-        let Served { place, stamp } = served;
+        let Served { place, stamp, stamps } = served;
+        let before =
+            |number: Option<u64>| stamps.iter().find(|(n, _)| Some(*n) == number).map_or(stamp, |(_, old)| *old);
         // Whatever came between, a turn that was not used is owed: the older stamp wins.
-        let stamp = self.turns.get(&place.key).map_or(stamp, |turn| turn.stamp.min(stamp));
-        self.link(place, stamp);
+        for (number, queue) in self.turns.get_mut(&place.key).into_iter().flat_map(|turn| &mut turn.queues) {
+            if let Some(group) = self.groups.get_mut(number) {
+                group.restamp(queue, queue.stamp.min(before(Some(*number))));
+            }
+        }
+        let own = before(self.numbers.get(&place.group).copied());
+        self.link(place, stamp, own);
     }
 
     /// The ticket waits in another group from now on, as old as it was. `false` if it does not wait.
     pub fn regroup(&mut self, ticket: TicketId, group: G) -> bool {
-        let Some((place, stamp)) = self.unlink(ticket) else { return false };
-        self.link(Place { group, ..place }, stamp);
+        let Some(stamp) = self.places.get(&ticket).and_then(|p| self.turns.get(&p.key)).map(|t| t.stamp) else {
+            return false;
+        };
+        let Some((place, own)) = self.unlink(ticket) else { return false };
+        self.link(Place { group, ..place }, stamp, own);
         true
     }
 
@@ -189,46 +234,39 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         self.last
     }
 
-    /// Moves a key in the round, in every group where it waits: O(its groups · log).
-    fn restamp(&mut self, key: &K, stamp: u64) {
-        let Some(turn) = self.turns.get_mut(key) else { return };
-        for number in turn.queues.keys() {
-            let Some(group) = self.groups.get_mut(number) else { continue };
-            if let Some(key) = group.round.remove(&turn.stamp) {
-                group.round.insert(stamp, key);
-            }
-        }
-        turn.stamp = stamp;
-    }
-
-    /// Adds a waiter whose key has this stamp from now on.
-    fn link(&mut self, place: Place<K, G>, stamp: u64) {
+    /// Adds a waiter: its key has no younger stamp than `stamp` from now on, and its queue none than `own`.
+    fn link(&mut self, place: Place<K, G>, stamp: u64, own: u64) {
         // A ticket used twice would leave its first place behind in the queues for ever.
         self.unlink(place.ticket);
-        self.restamp(&place.key, stamp);
         let fresh = self.fresh();
         let number = *self.numbers.entry(place.group.clone()).or_insert(fresh);
         let empty = || Group { name: place.group.clone(), waiting: 0, round: BTreeMap::new() };
         let group = self.groups.entry(number).or_insert_with(empty);
         group.waiting += 1;
-        group.round.insert(stamp, place.key.clone());
         let empty = || Turn { stamp, waiting: 0, queues: BTreeMap::new() };
         let turn = self.turns.entry(place.key.clone()).or_insert_with(empty);
         turn.waiting += 1;
-        turn.queues.entry(number).or_default().insert((place.arrived, place.ticket));
+        turn.stamp = turn.stamp.min(stamp);
+        let own = own.min(turn.stamp);
+        let queue = turn.queues.entry(number).or_insert_with(|| {
+            group.round.insert(own, place.key.clone());
+            Queue { stamp: own, calls: BTreeSet::new() }
+        });
+        group.restamp(queue, queue.stamp.min(own));
+        queue.calls.insert((place.arrived, place.ticket));
         self.places.insert(place.ticket, place);
     }
 
-    /// Takes a waiter out, and says its key's stamp; with its last waiter a key or a group goes too.
+    /// Takes a waiter out, and says its queue's stamp; with its last waiter a key or a group goes too.
     fn unlink(&mut self, ticket: TicketId) -> Option<(Place<K, G>, u64)> {
         let place = self.places.remove(&ticket)?;
         let number = *self.numbers.get(&place.group)?;
         let turn = self.turns.get_mut(&place.key)?;
         let group = self.groups.get_mut(&number)?;
         let queue = turn.queues.get_mut(&number)?;
-        let stamp = turn.stamp;
-        queue.remove(&(place.arrived, ticket));
-        if queue.is_empty() {
+        let stamp = queue.stamp;
+        queue.calls.remove(&(place.arrived, ticket));
+        if queue.calls.is_empty() {
             turn.queues.remove(&number);
             group.round.remove(&stamp);
         }
@@ -266,7 +304,7 @@ mod tests {
 
     fn serve(line: &mut Named, open: &str) -> Option<Served<char, char>> {
         let next = line.next(|group| open.contains(*group))?;
-        line.serve(next)
+        line.serve(next, |group| open.contains(*group))
     }
 
     /// The tickets in the order served, while only these groups can be.
@@ -287,6 +325,23 @@ mod tests {
         assert_eq!(drain(&mut line, "y"), [2, 4, 3]);
         join(&mut line, "By5").unwrap();
         assert_eq!(drain(&mut line, "xy"), [1, 5], "passed over thrice, A is first still");
+    }
+
+    /// A is served of y again and again, which takes nothing from those who wait for x: its turn there comes.
+    #[test]
+    fn what_a_key_has_of_one_group_is_not_held_against_it_in_another() {
+        let mut line = line("Ax1 Bx2 Cx3 Ay4");
+        let mut order = Vec::new();
+        for n in 5.. {
+            serve(&mut line, "y").unwrap();
+            join(&mut line, &format!("Ay{n}")).unwrap();
+            let Some(served) = serve(&mut line, "x") else { break };
+            order.push(served.place.key);
+            if n < 9 {
+                join(&mut line, &format!("{}x{}", served.place.key, 100 + n)).unwrap();
+            }
+        }
+        assert_eq!(order.iter().collect::<String>(), "ABCABCA");
     }
 
     #[test]

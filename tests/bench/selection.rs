@@ -4,7 +4,7 @@
 use chrono::{DateTime, TimeDelta};
 use claude_relay::domain::dispatch::{Command, Dispatch, Question, Rules, Scope};
 use claude_relay::domain::document::Document;
-use claude_relay::domain::health::{Attempted, Health, Policy};
+use claude_relay::domain::health::{Asked, Attempted, Health, Policy};
 use claude_relay::domain::slots::Slots;
 use claude_relay::domain::verdict::Want;
 use claude_relay::domain::{Account, AccountId, Call, Endpoint, KeyId, Limit, Outcome, Standing, TicketId, Time};

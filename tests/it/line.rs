@@ -109,9 +109,9 @@ fn play(history: &[Step], mut see: impl FnMut(Event, &[Place])) {
         }
         if let Some(at) = serve {
             let place = waiting.remove(at);
-            let served = line.serve(place.ticket).expect("it waits");
+            let served = line.serve(place.ticket, |_| true).expect("it waits");
             assert_eq!(served.place, place);
-            assert!(line.serve(place.ticket).is_none() && line.leave(place.ticket).is_none(), "served once");
+            assert!(line.serve(place.ticket, |_| true).is_none() && line.leave(place.ticket).is_none(), "served once");
             out.push(served);
             see(Event::Served(&place), &waiting);
         }
@@ -120,7 +120,7 @@ fn play(history: &[Step], mut see: impl FnMut(Event, &[Place])) {
     }
     for left in (0..waiting.len()).rev() {
         let next = line.next(|_| true).expect("nobody is lost");
-        assert!(line.serve(next).is_some() && line.len() == left);
+        assert!(line.serve(next, |_| true).is_some() && line.len() == left);
     }
     assert!(line.is_empty() && line.next(|_| true).is_none() && line.groups().next().is_none());
 }

@@ -6,6 +6,7 @@
 //! every account that is looked at in vain is paid for by a change.
 
 use super::Entry;
+use crate::domain::breaker::mix;
 use crate::domain::selection::affinity;
 use crate::domain::verdict::{Code, Grade};
 use crate::domain::window::Family;
@@ -66,6 +67,12 @@ pub(super) enum Wanted {
     Unlisted(Option<Family>),
 }
 
+impl Default for Wanted {
+    fn default() -> Self {
+        Self::Unlisted(None)
+    }
+}
+
 impl Wanted {
     pub fn served_by(&self, account: &Account) -> bool {
         match self {
@@ -74,9 +81,10 @@ impl Wanted {
         }
     }
 
-    pub fn family(&self) -> Option<Family> {
+    /// The family of what the account's upstream is asked for.
+    pub fn family_at(&self, account: &Account) -> Option<Family> {
         match self {
-            Self::Listed(model) => Family::of(model),
+            Self::Listed(model) => account.models.family(model),
             Self::Unlisted(family) => *family,
         }
     }
@@ -105,16 +113,15 @@ pub(super) struct Asleep {
     pub grade: Grade,
 }
 
-/// The most places of a session table, and how many there are for each account.
-const MOST_PLACES: usize = 1 << 17;
-const PLACES_EACH: usize = 8;
-const NOBODY: u32 = u32::MAX;
+/// Accounts of one ward, about: a session is at home in a ward first, and then with one of its accounts, so that few
+/// are compared even where there are many. A smaller pool is one ward.
+const WARD: usize = 64;
 
 /// One class.
 #[derive(Default)]
 pub(super) struct Class {
     pub epoch: u64,
-    pub family: Option<Family>,
+    pub wanted: Wanted,
     /// Accounts in it, schedulable or not.
     pub members: usize,
     /// Accounts that its scope admits, but that do not serve the model.
@@ -127,19 +134,20 @@ pub(super) struct Class {
     codes: [u32; Code::ALL.len()],
     pub out: usize,
     pub busy: usize,
-    /// The soonest end of what keeps somebody out; may have passed.
-    pub soonest: Option<Time>,
-    /// Where sessions are at home at first: accounts of the first tier, and a table that is filled as it is asked.
+    /// The soonest end of what keeps somebody out, if it was looked for since the last change.
+    pub soonest: Option<Option<Time>>,
+    /// Where sessions are at home at first: accounts of the first tier.
     residents: Vec<u32>,
-    homes: Vec<u32>,
+    /// The same by ward, with the weight of all in it; made when it is asked for.
+    wards: Vec<(u64, u32, Vec<u32>)>,
 }
 
 impl Class {
-    /// The class of `key` over these accounts.
-    pub fn build(key: &ClassKey, epoch: u64, entries: &[Option<Entry>]) -> Self {
-        let mut class = Self { epoch, family: key.wanted.family(), ..Self::default() };
-        for (at, entry) in entries.iter().enumerate() {
-            let Some(entry) = entry else { continue };
+    /// The class of `key` over the accounts at these places, which are all that its scope may admit.
+    pub fn build(key: &ClassKey, epoch: u64, entries: &[Option<Entry>], places: Vec<usize>) -> Self {
+        let mut class = Self { epoch, wanted: key.wanted.clone(), ..Self::default() };
+        for at in places {
+            let Some(entry) = &entries[at] else { continue };
             let record = &entry.standing.record;
             if !key.scope.admits(record) {
                 continue;
@@ -149,7 +157,7 @@ impl Class {
                 continue;
             }
             class.members += 1;
-            class.tiers.entry(record.priority).or_default().push(u32::try_from(at).unwrap_or(NOBODY));
+            class.tiers.entry(record.priority).or_default().push(u32::try_from(at).unwrap_or(u32::MAX));
             let floor = class.floors.entry(record.priority).or_insert(u64::MAX);
             *floor = (*floor).min(if entry.turn == 0 { u64::MAX } else { entry.turn });
         }
@@ -162,36 +170,43 @@ impl Class {
 
     /// Where `session` is at home before it is known.
     pub fn first_home(&mut self, session: Session, entries: &[Option<Entry>]) -> Option<usize> {
-        if self.residents.is_empty() {
-            return None;
+        if self.wards.is_empty() {
+            self.open_wards(entries);
         }
-        if self.homes.is_empty() {
-            let places = (self.residents.len() * PLACES_EACH).next_power_of_two().min(MOST_PLACES);
-            self.homes = vec![NOBODY; places];
-        }
-        let place = (session.0 & (self.homes.len() as u64 - 1)) as usize;
-        if self.homes[place] == NOBODY {
-            let want = |at: &u32| {
-                let entry = entries[*at as usize].as_ref();
-                entry.map_or(0.0, |e| affinity(place as u64, e.hash, e.standing.record.weight))
-            };
-            let best = self.residents.iter().copied().max_by(|a, b| want(a).total_cmp(&want(b)));
-            self.homes[place] = best.unwrap_or(NOBODY);
-        }
-        Some(self.homes[place] as usize)
+        let ward = most_wanted(self.wards.iter().map(|ward| (affinity(session.0, ward.0, ward.1), ward)))?;
+        let entry = |at: &u32| entries[*at as usize].as_ref();
+        let inmates = ward.2.iter().filter_map(|at| {
+            let entry = entry(at)?;
+            Some((affinity(session.0, entry.hash, entry.standing.record.weight), *at))
+        });
+        most_wanted(inmates).map(|at| at as usize)
     }
 
-    pub fn fall_asleep(&mut self, at: u32, code: Code, grade: Grade, end: Option<Time>) {
+    /// Accounts are in the ward that their own hash says, so that one that comes or goes moves few sessions.
+    fn open_wards(&mut self, entries: &[Option<Entry>]) {
+        let count = (self.residents.len() / WARD).next_power_of_two() as u64;
+        self.wards = (0..count).map(|ward| (mix(ward), 0, Vec::new())).collect();
+        for at in &self.residents {
+            let Some(entry) = &entries[*at as usize] else { continue };
+            let (_, weight, inmates) = &mut self.wards[(entry.hash & (count - 1)) as usize];
+            *weight += entry.standing.record.weight.max(1);
+            inmates.push(*at);
+        }
+        self.wards.retain(|(_, weight, _)| *weight > 0);
+    }
+
+    pub fn fall_asleep(&mut self, at: u32, code: Code, grade: Grade) {
+        self.soonest = None;
         self.codes[code as usize] += 1;
         match grade {
             Grade::Out => self.out += 1,
             Grade::Busy => self.busy += 1,
             Grade::Ejected => self.ejected.push(at),
         }
-        self.soonest = [self.soonest, end].into_iter().flatten().min();
     }
 
     pub fn wake(&mut self, at: u32, priority: i64, asleep: Asleep) {
+        self.soonest = None;
         self.codes[asleep.code as usize] -= 1;
         match asleep.grade {
             Grade::Out => self.out -= 1,
@@ -214,6 +229,10 @@ impl Class {
         }
         counts
     }
+}
+
+fn most_wanted<T>(of: impl Iterator<Item = (f64, T)>) -> Option<T> {
+    of.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, wanted)| wanted)
 }
 
 /// Whether the breaker is put aside in a class: more of its usable accounts are ejected than `percent` allows, or

@@ -1,6 +1,6 @@
 //! The reason for every choice: what a call would get now, and what every account's verdict over it is.
 
-use super::class::is_bounded;
+use super::class::{Wanted, is_bounded};
 use super::look::Choice;
 use super::{Dispatch, Group, Question};
 use crate::domain::standing::Standing;
@@ -63,9 +63,11 @@ impl Dispatch {
         let choice = self.choose(question, &key, now);
         self.dice = dice;
         let home = self.session(question).and_then(|session| {
-            let known = self.affinity.home(session, now).cloned();
-            let away = known.as_ref().and_then(|home| home.away.clone());
-            Some((known.map(|home| home.account).or_else(|| self.first_home(&key, session))?, away))
+            let id_at = |at: usize| self.entries[at].as_ref().map(|e| e.standing.record.id.clone());
+            match self.known_home(session, &key, now) {
+                Some((home, away)) => Some((id_at(home)?, away.and_then(id_at))),
+                None => Some((self.first_home(&key, session)?, None)),
+            }
         });
         let home_of = |id: &AccountId| home.as_ref().is_some_and(|(home, _)| home == id);
         let away_of = |id: &AccountId| home.as_ref().is_some_and(|(_, away)| away.as_ref() == Some(id));
@@ -90,7 +92,7 @@ impl Dispatch {
         let why = if refused { Why::Refused } else { why };
         let class = self.class_key(question);
         let members = self.entries.iter().flatten().filter(|e| class.admits(&e.standing.record));
-        let bounded = self.is_bounded_among(members.map(|e| e.see(class.wanted.family(), false, now)));
+        let bounded = self.is_bounded_among(members.map(|e| e.see(&class.wanted, false, now)));
         let admitted = self.entries.iter().flatten().filter(|e| question.scope.admits(&e.standing.record));
         let mut accounts: Vec<_> = admitted
             .map(|e| Explained {
@@ -111,7 +113,7 @@ impl Dispatch {
 
     /// Whether breakers are put aside for calls of any model by any key.
     pub fn is_bounded(&self, now: Time) -> bool {
-        self.is_bounded_among(self.entries.iter().flatten().map(|e| e.see(None, false, now)))
+        self.is_bounded_among(self.entries.iter().flatten().map(|e| e.see(&Wanted::default(), false, now)))
     }
 
     fn is_bounded_among(&self, seen: impl Iterator<Item = Glance>) -> bool {

@@ -1,11 +1,12 @@
 //! Choosing: which account would take this call best, seen from here.
 
-use super::class::{Asleep, Class, ClassKey, is_bounded};
-use super::{DOUBT, Dispatch, Entry, MOST_CLASSES, Question};
+use super::class::{Asleep, Class, ClassKey, Wanted, is_bounded};
+use super::{DOUBT, Dispatch, Entry, MOST_CLASSES, Question, Scope};
 use crate::domain::breaker::mix;
 use crate::domain::selection::{self, Candidate, Quality, rank, share};
 use crate::domain::verdict::{Code, Glance, Grade, Want};
-use crate::domain::{AccountId, Family, Session, Standing, Time};
+use crate::domain::{AccountId, Session, Standing, Time};
+use std::collections::BTreeSet;
 
 /// A tier of so many is looked at whole: in a small pool chance decides nothing.
 const SMALL: usize = 8;
@@ -28,9 +29,19 @@ pub(super) enum Choice {
 }
 
 impl Entry {
-    /// What it looks like for calls of `family`.
-    pub fn see(&self, family: Option<Family>, bounded: bool, now: Time) -> Glance {
-        let want = Want { model: None, family: Some(family) };
+    /// Whether its breaker is open, whatever call it is.
+    pub fn is_ejected(&self, now: Time) -> bool {
+        self.standing.health.trial_at(now).is_some()
+    }
+
+    /// Whether every slot is taken or asked for.
+    pub fn is_full(&self) -> bool {
+        self.standing.slots.in_use() + self.asked >= self.standing.record.concurrency_limit
+    }
+
+    /// What it looks like for calls of this kind.
+    pub fn see(&self, wanted: &Wanted, bounded: bool, now: Time) -> Glance {
+        let want = Want { model: None, family: Some(wanted.family_at(&self.standing.record)) };
         let mut seen = self.standing.glance(self.standing.load(self.asked, bounded), want, now);
         // One trial at a time, the one that was asked for included.
         if seen.obstacle.is_none() && seen.half_open && !bounded && self.asked > 0 {
@@ -44,13 +55,13 @@ impl Entry {
     }
 
     /// The same, for one that may be put to sleep: from now on it tells when a slot comes back.
-    fn watch(&self, family: Option<Family>, bounded: bool, now: Time) -> Glance {
-        let seen = self.see(family, bounded, now);
+    pub fn watch(&self, wanted: &Wanted, bounded: bool, now: Time) -> Glance {
+        let seen = self.see(wanted, bounded, now);
         if !seen.loaded {
             return seen;
         }
         self.standing.slots.watch();
-        self.see(family, bounded, now)
+        self.see(wanted, bounded, now)
     }
 
     fn candidate(&self, seen: &Glance, floor: u64, share: u64) -> Candidate {
@@ -69,9 +80,8 @@ impl Dispatch {
     /// The account for this call: its session's home first.
     pub(super) fn choose(&mut self, question: &Question, key: &ClassKey, now: Time) -> Choice {
         if let Some(session) = self.session(question) {
-            let known = self.affinity.home(session, now).map(|home| (home.account.clone(), home.away.clone()));
-            let first = known.as_ref().map(|(home, _)| self.index.get(home).copied());
-            let home = first.unwrap_or_else(|| {
+            let known = self.known_home(session, key, now);
+            let home = known.as_ref().map(|(at, _)| *at).or_else(|| {
                 let class = self.class(key);
                 self.classes[class].first_home(session, &self.entries)
             });
@@ -86,7 +96,7 @@ impl Dispatch {
                 }
                 _ => {}
             }
-            let away = known.and_then(|(_, away)| self.index.get(&away?).copied());
+            let away = known.and_then(|(_, away)| away);
             if let Some((at, seen)) = away.and_then(|at| self.suits(at, question, key, now))
                 && seen.schedulable()
             {
@@ -97,6 +107,17 @@ impl Dispatch {
             Some((at, bounded)) => Choice::Take { at, bounded },
             None => Choice::Nobody,
         }
+    }
+
+    /// The place of the session's home, and of the account where calls of this kind stay while that is out. A home
+    /// that is gone, or that does not serve what is asked for, is none.
+    pub(super) fn known_home(&self, session: Session, key: &ClassKey, now: Time) -> Option<(usize, Option<usize>)> {
+        let home = self.affinity.home(session, now)?;
+        let at = *self.index.get(&home.account)?;
+        let entry = self.entries[at].as_ref().filter(|e| key.admits(&e.standing.record))?;
+        let family = key.wanted.family_at(&entry.standing.record);
+        let away = home.away.as_ref().filter(|(_, of)| *of == family);
+        Some((at, away.and_then(|(id, _)| self.index.get(id).copied())))
     }
 
     /// The question's session, unless sessions are not to matter.
@@ -111,7 +132,7 @@ impl Dispatch {
         if question.tried.contains(&record.id) || !key.admits(record) {
             return None;
         }
-        Some((at, entry.watch(key.wanted.family(), false, now)))
+        Some((at, entry.watch(&key.wanted, false, now)))
     }
 
     fn has_patience(&self, question: &Question, now: Time) -> bool {
@@ -123,6 +144,7 @@ impl Dispatch {
     pub(super) fn pick(&mut self, key: &ClassKey, tried: &[AccountId], now: Time) -> Option<(usize, bool)> {
         let id = self.class(key);
         let mut class = std::mem::take(&mut self.classes[id]);
+        class.wanted = key.wanted.clone();
         let mut from = i64::MIN;
         let mut found = None;
         while let Some((&priority, _)) = class.tiers.range(from..).next() {
@@ -157,12 +179,12 @@ impl Dispatch {
             for &place in &places[..drawn] {
                 let at = tier[place];
                 let Some(entry) = &self.entries[at as usize] else { continue };
-                let seen = entry.watch(class.family, false, now);
+                let seen = entry.watch(&class.wanted, false, now);
                 match seen.obstacle {
                     Some((code, grade)) => asleep.push((place, at, code, grade, seen)),
                     None if tried.contains(&entry.standing.record.id) => {}
                     None => {
-                        let rank = rank(&entry.candidate(&seen, floor, self.share(entry, class.family, now)));
+                        let rank = rank(&entry.candidate(&seen, floor, self.share(entry, &class.wanted, now)));
                         // Between equals something like chance decides, or the first of the tier would always win.
                         let rank = (rank, mix(entry.hash ^ entry.turn.max(floor)));
                         if best.is_none_or(|(least, _)| rank < least) {
@@ -176,14 +198,14 @@ impl Dispatch {
                 return if best.is_some() || whole {
                     best
                 } else {
-                    self.any_of(&class.tiers[&priority], class.family, tried, now)
+                    self.any_of(&class.tiers[&priority], &class.wanted, tried, now)
                 };
             }
             for (place, at, code, grade, seen) in asleep.into_iter().rev() {
                 if let Some(tier) = class.tiers.get_mut(&priority) {
                     tier.swap_remove(place);
                 }
-                class.fall_asleep(at, code, grade, seen.end);
+                class.fall_asleep(at, code, grade);
                 let asleep = Asleep { class: id, epoch: class.epoch, code, grade };
                 self.put_to_sleep(at as usize, asleep, seen.change.filter(|change| *change > now));
             }
@@ -197,10 +219,10 @@ impl Dispatch {
     }
 
     /// All that were drawn have been tried: one that has not, if there is one.
-    fn any_of(&self, tier: &[u32], family: Option<Family>, tried: &[AccountId], now: Time) -> Option<usize> {
+    fn any_of(&self, tier: &[u32], wanted: &Wanted, tried: &[AccountId], now: Time) -> Option<usize> {
         let fit = |at: &&u32| {
             let entry = self.entries[**at as usize].as_ref();
-            entry.is_some_and(|e| !tried.contains(&e.standing.record.id) && e.see(family, false, now).schedulable())
+            entry.is_some_and(|e| !tried.contains(&e.standing.record.id) && e.see(wanted, false, now).schedulable())
         };
         tier.iter().find(fit).map(|at| *at as usize)
     }
@@ -222,9 +244,9 @@ impl Dispatch {
     ) -> Option<usize> {
         let candidates = of.filter_map(|at| {
             let entry = self.entries[at as usize].as_ref()?;
-            let seen = entry.watch(class.family, true, now);
+            let seen = entry.watch(&class.wanted, true, now);
             let fit = seen.schedulable() && !tried.contains(&entry.standing.record.id);
-            fit.then(|| (rank(&entry.candidate(&seen, 0, self.share(entry, class.family, now))), at as usize))
+            fit.then(|| (rank(&entry.candidate(&seen, 0, self.share(entry, &class.wanted, now))), at as usize))
         });
         candidates.min().map(|(_, at)| at)
     }
@@ -251,8 +273,9 @@ impl Dispatch {
         (places, drawn)
     }
 
-    fn share(&self, entry: &Entry, family: Option<Family>, now: Time) -> u64 {
+    fn share(&self, entry: &Entry, wanted: &Wanted, now: Time) -> u64 {
         let Standing { record, health, slots } = &entry.standing;
+        let family = wanted.family_at(record);
         let own = slots.vitals().first_byte();
         let quality =
             Quality { strikes: health.strikes(), used: health.used(family, now), first_byte: own.zip(self.usual) };
@@ -263,7 +286,7 @@ impl Dispatch {
     pub(super) fn picked(&mut self, key: &ClassKey, at: usize, now: Time) {
         let id = self.class(key);
         let Some(entry) = &self.entries[at] else { return };
-        let share = self.share(entry, key.wanted.family(), now);
+        let share = self.share(entry, &key.wanted, now);
         let (priority, own) = (entry.standing.record.priority, entry.standing.slots.vitals().first_byte());
         let floor = self.classes[id].floors.entry(priority).or_insert(0);
         let Some(entry) = &mut self.entries[at] else { return };
@@ -280,7 +303,7 @@ impl Dispatch {
     pub(super) fn class(&mut self, key: &ClassKey) -> usize {
         if let Some(&id) = self.class_ids.get(key) {
             if self.classes[id].epoch != self.epoch {
-                self.classes[id] = Class::build(key, self.epoch, &self.entries);
+                self.classes[id] = Class::build(key, self.epoch, &self.entries, self.within(&key.scope));
             }
             return id;
         }
@@ -291,8 +314,17 @@ impl Dispatch {
         }
         let id = self.classes.len();
         self.class_ids.insert(key.clone(), id);
-        self.classes.push(Class::build(key, self.epoch, &self.entries));
+        self.classes.push(Class::build(key, self.epoch, &self.entries, self.within(&key.scope)));
         id
+    }
+
+    /// The places of the accounts that a scope may admit, in order.
+    fn within(&self, scope: &Scope) -> Vec<usize> {
+        let Scope::Only(binding) = scope else { return (0..self.entries.len()).collect() };
+        let named = binding.accounts.iter().filter_map(|id| self.index.get(id).copied());
+        let grouped = binding.groups.iter().filter_map(|group| self.by_group.get(group)).flatten().copied();
+        let places: BTreeSet<usize> = named.chain(grouped).collect();
+        places.into_iter().collect()
     }
 
     fn put_to_sleep(&mut self, at: usize, asleep: Asleep, until: Option<Time>) {
@@ -306,7 +338,7 @@ impl Dispatch {
         until.into_iter().for_each(|until| self.wake_by(at, until));
     }
 
-    fn wake_by(&mut self, at: usize, time: Time) {
+    pub(super) fn wake_by(&mut self, at: usize, time: Time) {
         let Some(entry) = &mut self.entries[at] else { return };
         if entry.wake_at.is_none_or(|old| time < old) {
             entry.wake_at.map(|old| self.wakes.remove(&(old, at)));
@@ -343,11 +375,12 @@ impl Dispatch {
                 entry.wake_at = None;
             }
             self.wake(at);
+            self.woken.push(at);
         }
     }
 }
 
 /// Nothing but its load keeps calls away.
 fn is_full(seen: &Glance) -> bool {
-    seen.obstacle.is_some_and(|(_, grade)| grade == Grade::Busy)
+    seen.obstacle.is_some_and(|(code, _)| code == Code::AtCapacity)
 }

@@ -15,7 +15,7 @@ pub use explain::{Explained, Explanation, Why};
 pub use question::{Command, Question, Rules};
 
 use super::Session;
-use super::affinity::Affinity;
+use super::affinity::{Affinity, Stay};
 use super::line::{Line, Served, TicketId};
 use super::standing::Standing;
 use super::verdict::Code;
@@ -66,7 +66,7 @@ enum State {
 const DOUBT: TimeDelta = TimeDelta::milliseconds(20);
 
 /// Classes are made as they are asked for; at so many all are made anew.
-const MOST_CLASSES: usize = 4_096;
+const MOST_CLASSES: usize = 65_536;
 
 /// The machine.
 pub struct Dispatch {
@@ -74,6 +74,8 @@ pub struct Dispatch {
     entries: Vec<Option<Entry>>,
     free: Vec<usize>,
     index: HashMap<AccountId, usize>,
+    /// Places of the accounts of each group.
+    by_group: HashMap<Arc<str>, BTreeSet<usize>>,
     /// Model names that stand in accounts, and in how many.
     listed: HashMap<Arc<str>, usize>,
     /// Raised when a record changes: classes of an older epoch are made anew.
@@ -83,6 +85,8 @@ pub struct Dispatch {
     class_ids: HashMap<ClassKey, usize>,
     classes: Vec<Class>,
     wakes: BTreeSet<(Time, usize)>,
+    /// Accounts that were woken and not yet offered to those who wait.
+    woken: Vec<usize>,
     line: Line<KeyId, Group>,
     open: HashMap<TicketId, Open>,
     due: BTreeSet<(Time, TicketId)>,
@@ -104,12 +108,14 @@ impl Dispatch {
             entries: Vec::new(),
             free: Vec::new(),
             index: HashMap::new(),
+            by_group: HashMap::new(),
             listed: HashMap::new(),
             epoch: 0,
             grouped: 0,
             class_ids: HashMap::new(),
             classes: Vec::new(),
             wakes: BTreeSet::new(),
+            woken: Vec::new(),
             line: Line::new(rules.line),
             open: HashMap::new(),
             due: BTreeSet::new(),
@@ -138,6 +144,8 @@ impl Dispatch {
                 if !Arc::ptr_eq(&old.record, &entry.standing.record) {
                     let new = entry.standing.record.clone();
                     self.epoch += 1;
+                    self.ungroup(&old.record, at);
+                    self.group(&new, at);
                     self.list(&new, 1);
                     self.list(&old.record, -1);
                 }
@@ -147,6 +155,7 @@ impl Dispatch {
                 self.epoch += 1;
                 self.list(&standing.record, 1);
                 let digest = Sha256::digest(id.as_str());
+                let record = standing.record.clone();
                 let hash = digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
                 let (asleep, wake_at) = (Vec::new(), None);
                 let entry = Entry { standing, hash, asked: 0, turn: 0, doubted: None, asleep, wake_at };
@@ -156,6 +165,7 @@ impl Dispatch {
                 }
                 self.entries[at] = Some(entry);
                 self.index.insert(id, at);
+                self.group(&record, at);
             }
         }
         self.settle_line(now);
@@ -167,6 +177,7 @@ impl Dispatch {
         if let Some(entry) = self.entries[at].take() {
             self.epoch += 1;
             self.list(&entry.standing.record, -1);
+            self.ungroup(&entry.standing.record, at);
             entry.wake_at.map(|t| self.wakes.remove(&(t, at)));
         }
         self.free.push(at);
@@ -177,21 +188,19 @@ impl Dispatch {
     pub fn freed(&mut self, id: &AccountId, now: Time) {
         if let Some(&at) = self.index.get(id) {
             self.wake(at);
+            self.serve_at(at, now);
         }
-        self.serve(now);
     }
 
     /// The account gave the call a slot.
     pub fn granted(&mut self, ticket: TicketId, now: Time) {
         let Some(open) = self.open.remove(&ticket) else { return };
         if let State::Asked { account, .. } = &open.state {
-            self.answered(account);
             if let Some(session) = open.question.session {
-                let home_out = self.affinity.home(session, now).is_some_and(|h| self.is_out(&h.account, &open, now));
-                self.affinity.served(session, account, home_out, now);
+                self.note_home(session, account, &open.question, now);
             }
+            self.answered(account, now);
         }
-        self.serve(now);
     }
 
     /// The account said no, or did not answer.
@@ -199,12 +208,14 @@ impl Dispatch {
         let Some(open) = self.open.remove(&ticket) else { return };
         let Open { question, arrived, state } = open;
         let State::Asked { account, served } = state else { return };
-        self.answered(&account);
+        self.unask(&account);
         if let Some(&at) = self.index.get(&account) {
             self.doubt(at, now);
         }
         match served {
-            Some(served) => {
+            Some(mut served) => {
+                // Its patience is used up, or as good as.
+                served.place.group.home = None;
                 self.line.put_back(served);
                 self.park(question, arrived);
                 self.regroup(ticket);
@@ -222,10 +233,7 @@ impl Dispatch {
                 self.line.leave(ticket);
                 self.due.remove(&(due, ticket));
             }
-            State::Asked { account, .. } => {
-                self.answered(&account);
-                self.serve(now);
-            }
+            State::Asked { account, .. } => self.answered(&account, now),
         }
     }
 
@@ -241,6 +249,7 @@ impl Dispatch {
         self.arrivals += 1;
         let arrived = self.arrivals;
         self.wake_due(now);
+        self.serve_woken(now);
         self.seek(question, arrived, now);
     }
 
@@ -253,7 +262,7 @@ impl Dispatch {
     /// Time has passed.
     pub fn tick(&mut self, now: Time) {
         self.wake_due(now);
-        self.serve(now);
+        self.serve_woken(now);
         self.end_waits(now);
     }
 
@@ -298,18 +307,59 @@ impl Dispatch {
     }
 
     /// The account answered what it was asked. It may have looked fuller than it was meanwhile.
-    fn answered(&mut self, account: &AccountId) {
-        let Some(&at) = self.index.get(account) else { return };
+    fn answered(&mut self, account: &AccountId, now: Time) {
+        if let Some(at) = self.unask(account) {
+            self.serve_at(at, now);
+        }
+    }
+
+    fn unask(&mut self, account: &AccountId) -> Option<usize> {
+        let at = *self.index.get(account)?;
         if let Some(entry) = &mut self.entries[at] {
             entry.asked = entry.asked.saturating_sub(1);
         }
         self.wake(at);
+        Some(at)
     }
 
-    fn is_out(&self, home: &AccountId, open: &Open, now: Time) -> bool {
-        let Some(entry) = self.index.get(home).and_then(|at| self.entries[*at].as_ref()) else { return true };
-        let seen = entry.see(open.question.call.model_name().and_then(Family::of), false, now);
-        open.question.tried.contains(home) || seen.obstacle.is_some_and(|(code, _)| code != Code::AtCapacity)
+    /// Notes where a session was served.
+    fn note_home(&mut self, session: Session, account: &AccountId, question: &Question, now: Time) {
+        let key = self.class_key(question);
+        let is_out = |at: usize| {
+            let Some(entry) = &self.entries[at] else { return true };
+            let obstacle = entry.see(&key.wanted, false, now).obstacle;
+            question.tried.contains(&entry.standing.record.id)
+                || obstacle.is_some_and(|(code, _)| code != Code::AtCapacity)
+        };
+        let stay = match self.known_home(session, &key, now) {
+            // It has one, which is gone or does not serve this.
+            None => match self.affinity.home(session, now) {
+                Some(home) if self.index.contains_key(&home.account) => Stay::Elsewhere,
+                _ => Stay::Home,
+            },
+            Some((home, away)) if is_out(home) && away.is_none_or(is_out) => {
+                let family = self.entries[home].as_ref().and_then(|e| key.wanted.family_at(&e.standing.record));
+                Stay::Away(family)
+            }
+            Some(_) => Stay::Elsewhere,
+        };
+        self.affinity.served(session, account, stay, now);
+    }
+
+    fn group(&mut self, record: &super::Account, at: usize) {
+        if let Some(group) = &record.group {
+            self.by_group.entry(group.as_str().into()).or_default().insert(at);
+        }
+    }
+
+    fn ungroup(&mut self, record: &super::Account, at: usize) {
+        let Some(group) = record.group.as_deref() else { return };
+        if let Some(places) = self.by_group.get_mut(group) {
+            places.remove(&at);
+            if places.is_empty() {
+                self.by_group.remove(group);
+            }
+        }
     }
 }
 

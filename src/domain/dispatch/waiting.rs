@@ -3,7 +3,7 @@
 use super::look::Choice;
 use super::{Command, Dispatch, Group, Open, Question, State};
 use crate::domain::line::{Full, Place, Served, TicketId};
-use crate::domain::verdict::Code;
+use crate::domain::verdict::{Code, Grade};
 use crate::domain::{KeyId, Refusal, Time};
 use chrono::TimeDelta;
 
@@ -30,7 +30,7 @@ impl Dispatch {
             Choice::Home(home) => Some(home),
             Choice::Nobody => None,
         };
-        let group = Group { class, tried: question.tried.clone(), home };
+        let group = Group { class: class.clone(), tried: question.tried.clone(), home };
         let hopeless = group.home.is_none() && !self.has_prospect(&group);
         if question.deadline <= now || hopeless {
             let refusal = self.refusal(&group, now);
@@ -39,6 +39,12 @@ impl Dispatch {
         let place = Place { ticket: question.ticket, key: question.key.clone(), group, arrived };
         let patient = place.group.home.is_some();
         if let Err(full) = self.line.join(place) {
+            // No room to wait for its home: another that is free will do.
+            let free = if patient { self.pick(&class, &question.tried, now) } else { None };
+            if let Some((at, bounded)) = free {
+                self.picked(&class, at, now);
+                return self.send(question, arrived, at, bounded, None);
+            }
             let refusal = self.line_is_full(full, now);
             return self.commands.push_back(Command::Refuse { ticket: question.ticket, refusal });
         }
@@ -73,12 +79,64 @@ impl Dispatch {
     }
 
     fn somebody_could_use(&self, at: usize, bounded: bool, now: Time) -> bool {
-        !self.line.is_empty() && self.line.next(|group| self.could_use(group, at, bounded, now)).is_some()
+        !self.line.is_empty() && self.line.groups().any(|(group, _)| self.could_use(group, at, bounded, now))
     }
 
     fn could_use(&self, group: &Group, at: usize, bounded: bool, now: Time) -> bool {
         let Some(entry) = &self.entries[at] else { return false };
-        group.fits(&entry.standing) && entry.see(group.class.wanted.family(), bounded, now).schedulable()
+        group.fits(&entry.standing) && entry.see(&group.class.wanted, bounded, now).schedulable()
+    }
+
+    /// Gives what has come free at one account to whoever's turn it is. Not to be asked of a change that could make
+    /// another account usable.
+    pub(super) fn serve_at(&mut self, at: usize, now: Time) {
+        let mut watched = false;
+        while !self.line.is_empty() {
+            let Some(entry) = &self.entries[at] else { return };
+            if entry.is_ejected(now) {
+                // Of use only where the breaker is put aside, which is a matter of a whole class.
+                return self.serve(now);
+            }
+            if !entry.is_full()
+                && let Some(ticket) = self.line.next(|group| self.could_use(group, at, false, now))
+            {
+                self.hand(ticket, at, false, now);
+                continue;
+            }
+            let fits = self.line.groups().filter(|(group, _)| group.fits(&entry.standing));
+            let seen = fits.map(|(group, _)| entry.see(&group.class.wanted, false, now));
+            let Some(change) = seen.map(|seen| seen.change).reduce(|a, b| [a, b].into_iter().flatten().min()) else {
+                return;
+            };
+            change.into_iter().filter(|change| *change > now).for_each(|change| self.wake_by(at, change));
+            if std::mem::replace(&mut watched, true) {
+                return;
+            }
+            // Somebody wants the next one that comes back, and one may have just now.
+            if let Some(entry) = &self.entries[at] {
+                entry.standing.slots.watch();
+            }
+        }
+    }
+
+    pub(super) fn serve_woken(&mut self, now: Time) {
+        while let Some(at) = self.woken.pop() {
+            self.serve_at(at, now);
+        }
+    }
+
+    /// The waiter leaves the line for this account.
+    fn hand(&mut self, ticket: TicketId, at: usize, bounded: bool, now: Time) {
+        let Some(entry) = &self.entries[at] else { return };
+        let served = self.line.serve(ticket, |group| group.fits(&entry.standing));
+        let (Some(served), Some(open)) = (served, self.open.remove(&ticket)) else { return };
+        if let State::Waiting { due } = open.state {
+            self.due.remove(&(due, ticket));
+        }
+        self.step(now);
+        let class = self.class_key(&open.question);
+        self.picked(&class, at, now);
+        self.send(open.question, open.arrived, at, bounded, Some(served));
     }
 
     /// Gives every free slot to whoever's turn it is.
@@ -93,28 +151,21 @@ impl Dispatch {
                 else {
                     break;
                 };
-                let Some(served) = self.line.serve(ticket) else { break };
-                let Some(open) = self.open.remove(&ticket) else { break };
-                if let State::Waiting { due } = open.state {
-                    self.due.remove(&(due, ticket));
-                }
-                self.step(now);
-                let class = self.class_key(&open.question);
-                self.picked(&class, at, now);
-                self.send(open.question, open.arrived, at, bounded, Some(served));
+                self.hand(ticket, at, bounded, now);
             }
         }
     }
 
     fn pick_for(&mut self, group: &Group, now: Time) -> Option<(usize, bool)> {
-        if !self.line.groups().any(|(g, _)| g == group) {
+        if !self.line.has_group(group) {
             return None;
         }
         match &group.home {
             None => self.pick(&group.class, &group.tried, now),
             Some(home) => {
                 let at = *self.index.get(home)?;
-                self.could_use(group, at, false, now).then_some((at, false))
+                let entry = self.entries[at].as_ref().filter(|e| group.fits(&e.standing))?;
+                entry.watch(&group.class.wanted, false, now).schedulable().then_some((at, false))
             }
         }
     }
@@ -157,7 +208,7 @@ impl Dispatch {
         let lost = |group: &Group| {
             let at = group.home.as_ref().map(|home| self.index.get(home).copied())?;
             let entry = at.and_then(|at| self.entries[at].as_ref());
-            let seen = entry.map(|e| e.see(group.class.wanted.family(), false, now));
+            let seen = entry.map(|e| e.see(&group.class.wanted, false, now));
             Some(seen.is_none_or(|s| s.obstacle.is_some_and(|(code, _)| code != Code::AtCapacity)))
         };
         let gone: Vec<Group> = self.line.groups().map(|(g, _)| g.clone()).filter(|g| lost(g) == Some(true)).collect();
@@ -219,13 +270,14 @@ impl Dispatch {
         let class = &self.classes[id];
         let bounded = super::class::is_bounded(class.members, class.out, class.ejected.len(), self.rules.ejected);
         // Ejected ones take calls where the breaker is put aside: then they are out because they are full.
+        let hopes = |grade| grade == Grade::Busy || (bounded && grade == Grade::Ejected);
         let hopeful = class.busy + if bounded { class.ejected.len() } else { 0 };
         let tried = group.tried.iter().filter(|id| {
             let entry = self.index.get(*id).and_then(|at| self.entries[*at].as_ref());
             entry.is_some_and(|e| {
                 let asleep =
                     e.asleep.iter().find(|a| a.class == *self.class_ids.get(&group.class).unwrap_or(&usize::MAX));
-                asleep.is_some_and(|a| a.epoch == class.epoch && a.grade != crate::domain::verdict::Grade::Out)
+                asleep.is_some_and(|a| a.epoch == class.epoch && hopes(a.grade))
             })
         });
         hopeful > tried.count()
@@ -253,18 +305,17 @@ impl Dispatch {
     }
 
     /// The soonest end of what keeps an account of the class out.
-    fn soonest(&self, group: &Group, now: Time) -> Option<Time> {
-        let class = &self.classes[*self.class_ids.get(&group.class)?];
-        if let Some(end) = class.soonest.filter(|end| *end > now) {
-            return Some(end);
+    /// Looked for among all of them only once for each change.
+    fn soonest(&mut self, group: &Group, now: Time) -> Option<Time> {
+        let id = *self.class_ids.get(&group.class)?;
+        if let Some(known) = self.classes[id].soonest.filter(|end| end.is_none_or(|end| end > now)) {
+            return known;
         }
-        let ends = self
-            .entries
-            .iter()
-            .flatten()
-            .filter(|e| group.class.admits(&e.standing.record))
-            .filter_map(|e| e.see(group.class.wanted.family(), false, now).end);
-        ends.filter(|end| *end > now).min()
+        let members = self.entries.iter().flatten().filter(|e| group.class.admits(&e.standing.record));
+        let ends = members.filter_map(|e| e.see(&group.class.wanted, false, now).end);
+        let soonest = ends.filter(|end| *end > now).min();
+        self.classes[id].soonest = Some(soonest);
+        soonest
     }
 
     fn line_is_full(&self, full: Full, now: Time) -> Refusal {
