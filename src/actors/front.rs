@@ -8,7 +8,7 @@ use super::watch::Watch;
 use super::{Actors, KeyEntry, Live, Parts};
 use crate::clock::Clock;
 use crate::domain::dispatch::Question;
-use crate::domain::retry::RetryBudget;
+use crate::domain::retry::{Retry, RetryBudget};
 use crate::domain::{AccountId, Call, Refusal, Session, Time};
 use actix::{Actor, Context, Handler, Message};
 use chrono::TimeDelta;
@@ -72,7 +72,13 @@ impl Front {
         }
     }
 
-    fn admit(&mut self, key: &KeyEntry, pass: Option<Pass>, again: bool, now: Time) -> Result<Pass, Refusal> {
+    fn admit(
+        &mut self,
+        key: &KeyEntry,
+        pass: Option<Pass>,
+        again: bool,
+        now: Time,
+    ) -> Result<(Pass, Option<Retry>), Refusal> {
         if self.draining.load(SeqCst) {
             return Err(Refusal::Draining);
         }
@@ -87,10 +93,10 @@ impl Front {
         let pass = pass.or_else(|| Pass::take(key.slots())).ok_or(Refusal::KeyAtLimit { limit })?;
         if !again {
             self.retries.deposit(now);
-        } else if !self.retries.withdraw(now) {
-            return Err(Refusal::RetryBudget);
+            return Ok((pass, None));
         }
-        Ok(pass)
+        let retry = self.retries.withdraw(now).ok_or(Refusal::RetryBudget)?;
+        Ok((pass, Some(retry)))
     }
 }
 
@@ -103,13 +109,17 @@ impl Handler<Route> for Front {
 
     fn handle(&mut self, msg: Route, _: &mut Self::Context) {
         let now = self.clock.now();
-        let pass = match self.admit(&msg.key, msg.pass, msg.again, now) {
-            Ok(pass) => pass,
+        let (pass, retry) = match self.admit(&msg.key, msg.pass, msg.again, now) {
+            Ok(admitted) => admitted,
             Err(refusal) => return msg.reply.send(Err(refusal)),
         };
         let question = question(msg.ticket, &msg.key, msg.call, msg.tried, now + self.wait);
-        // The pass travels in the reply: whatever becomes of the question, it comes back.
-        let reply = msg.reply.map(|answer: Result<Permit, Refusal>| answer.map(|permit| Admission { pass, permit }));
+        // The pass and the retry travel in the reply: whatever becomes of the question, they come back.
+        let reply = msg.reply.map(|answer: Result<Permit, Refusal>| {
+            let permit = answer?;
+            retry.into_iter().for_each(Retry::spent);
+            Ok(Admission { pass, permit })
+        });
         self.scheduler.addr().do_send(Select { question, reply });
     }
 }

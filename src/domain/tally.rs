@@ -44,6 +44,19 @@ impl Tally {
         Self::pack(number, before, running + 1)
     }
 
+    /// The same with one less of those at `at`, if they are not forgotten yet.
+    #[must_use]
+    fn less_one(self, at: Time, window: TimeDelta) -> Self {
+        let (number, _) = place(at, window);
+        let then = self.0 >> (2 * BITS);
+        let (before, running) = self.counts(then);
+        match then.wrapping_sub(number) {
+            0 => Self::pack(then, before, running.saturating_sub(1)),
+            1 => Self::pack(then, before.saturating_sub(1), running),
+            _ => self,
+        }
+    }
+
     /// How often it happened within the last `window`.
     pub fn count(self, now: Time, window: TimeDelta) -> u32 {
         let (number, gone) = place(now, window);
@@ -60,6 +73,11 @@ impl SharedTally {
     /// One more at `now`.
     pub fn add(&self, now: Time, window: TimeDelta) {
         let _ = self.0.fetch_update(Relaxed, Relaxed, |word| Some(Tally(word).plus_one(now, window).0));
+    }
+
+    /// One less of those at `at`.
+    pub fn take_back(&self, at: Time, window: TimeDelta) {
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |word| Some(Tally(word).less_one(at, window).0));
     }
 
     /// As of now.
@@ -87,6 +105,17 @@ mod tests {
         let counts = [0, 29, 30, 45, 60, 300].map(|s| tally.count(at(s), WINDOW));
         assert_eq!(counts, [10, 10, 10, 5, 0, 0]);
         assert_eq!(tally.plus_one(at(300), WINDOW).count(at(300), WINDOW), 1);
+    }
+
+    #[test]
+    fn what_is_taken_back_is_taken_from_the_window_that_it_was_counted_in() {
+        let tally = SharedTally::default();
+        [0, 0, 31].into_iter().for_each(|s| tally.add(at(s), WINDOW));
+        tally.take_back(at(0), WINDOW);
+        assert_eq!(tally.get().counts(place(at(31), WINDOW).0), (1, 1));
+        tally.take_back(at(31), WINDOW);
+        [-30, 31, 0, 0, 61].into_iter().for_each(|s| tally.take_back(at(s), WINDOW));
+        assert_eq!(tally.get().counts(place(at(31), WINDOW).0), (0, 0));
     }
 
     #[test]

@@ -274,6 +274,30 @@ async fn front_admits_by_key_and_gives_the_pass_back_whatever_happens() {
 }
 
 #[actix_rt::test]
+async fn a_retry_that_finds_no_account_is_given_back_to_the_budget() {
+    let pool = Pool::start().await;
+    let a = pool.enlist("a", json!({})).await;
+    let key = key(json!({}));
+    let first = || pool.actors.route(key.clone(), call(), Arc::default(), None);
+    let again = |tried: Arc<[AccountId]>, pass| pool.actors.route(key.clone(), call(), tried, Some(pass));
+    for _ in 0..50 {
+        let pass = first().await.unwrap().pass;
+        let refused = again([a.clone()].into(), pass).await.unwrap_err();
+        assert!(matches!(refused, Refusal::NoAccount { .. }), "{refused:?}");
+    }
+    // One that is sent is paid for: ten, and a fifth of the calls.
+    let mut sent = 0;
+    let refused = loop {
+        let pass = first().await.unwrap().pass;
+        match again(Arc::default(), pass).await {
+            Ok(_) => sent += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!((refused, sent), (Refusal::RetryBudget, 25));
+}
+
+#[actix_rt::test]
 async fn a_caller_that_leaves_gives_everything_back() {
     let pool = Pool::start().await;
     pool.enlist("a", json!({"concurrencyLimit": 1})).await;
