@@ -79,18 +79,10 @@ impl Front {
         again: bool,
         now: Time,
     ) -> Result<(Pass, Option<Retry>), Refusal> {
-        if self.draining.load(SeqCst) {
-            return Err(Refusal::Draining);
+        if let Some(refusal) = barred(key, self.draining.load(SeqCst), pass.is_some(), now) {
+            return Err(refusal);
         }
-        let record = key.key();
-        if !record.active || key.revoked().is_cancelled() {
-            return Err(Refusal::KeyRevoked);
-        }
-        if !record.usable(now) {
-            return Err(Refusal::KeyExpired);
-        }
-        let limit = record.concurrency_limit.unwrap_or_default();
-        let pass = pass.or_else(|| Pass::take(key.slots())).ok_or(Refusal::KeyAtLimit { limit })?;
+        let pass = pass.or_else(|| Pass::take(key.slots())).ok_or_else(|| at_limit(key))?;
         if !again {
             self.retries.deposit(now);
             return Ok((pass, None));
@@ -98,6 +90,26 @@ impl Front {
         let retry = self.retries.withdraw(now).ok_or(Refusal::RetryBudget)?;
         Ok((pass, Some(retry)))
     }
+}
+
+/// Why a call of `key` is not let in at `now`, if it is not; one that `holds` a slot of the key already needs no
+/// other. Looks only: it takes none, so that the last one may be gone a moment later.
+pub fn barred(key: &KeyEntry, draining: bool, holds: bool, now: Time) -> Option<Refusal> {
+    let record = key.key();
+    if draining {
+        return Some(Refusal::Draining);
+    }
+    if !record.active || key.revoked().is_cancelled() {
+        return Some(Refusal::KeyRevoked);
+    }
+    if !record.usable(now) {
+        return Some(Refusal::KeyExpired);
+    }
+    (!holds && key.slots().in_use() >= key.slots().limit()).then(|| at_limit(key))
+}
+
+fn at_limit(key: &KeyEntry) -> Refusal {
+    Refusal::KeyAtLimit { limit: key.slots().limit() }
 }
 
 impl Actor for Front {

@@ -143,7 +143,7 @@ impl Played {
                 assert!(!told.0 || pool.accounts.len() > 8 || asked.map(|(_, a, _)| a) == said.picked.as_ref());
                 assert!(asked.is_none_or(|(_, _, bounded)| *bounded == told.1));
                 assert_eq!(told.2, pool.refused.contains_key(&ticket), "{said:?}");
-                assert!(!told.2 || said.refusal.as_ref() == pool.refused.get(&ticket));
+                assert_eq!(said.refusal.as_ref(), pool.refused.get(&ticket));
             }
             Step::End(at) => {
                 if let Some(ticket) = nth(*at, pool.held.keys().copied().collect()) {

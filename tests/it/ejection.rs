@@ -3,6 +3,7 @@
 use crate::fake_upstream::{Cut, FakeUpstream, Reply, Usage};
 use crate::raw_client::Request;
 use crate::relay_app::{TestRelay, body, message, stream, without_waiting};
+use claude_relay::actors::front::Drain;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -287,4 +288,40 @@ async fn explain_names_the_reason_of_each_and_whom_the_next_call_goes_to() {
     // A reset forgets what was learnt.
     assert_eq!(relay.admin(Request::post("/admin/accounts/bursting/reset")).await.status, 200);
     assert_eq!(relay.reasons("bursting").await, [""; 0]);
+}
+
+#[actix_rt::test]
+async fn explain_says_what_admission_would_say_and_takes_nothing() {
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
+    relay.add_account("a", &upstream, json!({})).await;
+    let explain = async |record: &Value| {
+        let path = format!("/admin/explain?key={}&model=claude-test", record["id"].as_str().unwrap());
+        relay.admin(Request::get(&path)).await.json()
+    };
+    let limited = relay.add_key_record(json!({"concurrencyLimit": 1})).await;
+    assert_eq!(explain(&limited).await["picked"], "a");
+    assert_eq!(explain(&limited).await["refusal"], Value::Null);
+    upstream.next(Reply::stream(&["one"], USAGE).hang_after(100));
+    let held = relay.open(stream(limited["key"].as_str().unwrap())).await;
+    let mut barred = vec![(limited, "key_at_limit")];
+    for (fields, code) in
+        [(json!({"status": "revoked"}), "key_revoked"), (json!({"expires_at": "2020-01-01T00:00:00Z"}), "key_expired")]
+    {
+        barred.push((relay.add_key_record(fields).await, code));
+    }
+    for (record, code) in &barred {
+        let told = explain(record).await;
+        assert_eq!((&told["picked"], &told["waits"]), (&Value::Null, &json!(false)), "{told:#}");
+        assert_eq!(told["refusal"]["code"], *code);
+        assert!(told["why"].as_str().unwrap().contains("not let in"), "{told:#}");
+        // The accounts are none the worse for it.
+        let account = &told["accounts"][0];
+        assert_eq!((&account["schedulable"], &account["picked"]), (&json!(true), &json!(false)));
+    }
+    assert_eq!((relay.outstanding().permits, relay.outstanding().passes), (1, 1));
+    held.leave();
+    relay.idle().await;
+    relay.actors().front.addr().send(Drain).await.unwrap();
+    let told = relay.admin(Request::get("/admin/explain?model=claude-test")).await.json();
+    assert_eq!((&told["picked"], &told["refusal"]["code"]), (&Value::Null, &json!("draining")), "{told:#}");
 }

@@ -147,6 +147,11 @@ impl TestRelay {
         self.actors.outstanding()
     }
 
+    /// Its actors.
+    pub fn actors(&self) -> &Actors {
+        &self.actors
+    }
+
     /// A clean end, for tests that look at what it leaves behind.
     pub async fn stop(mut self) -> TempDir {
         self.application.take().unwrap().stop().await;

@@ -45,7 +45,7 @@ pub struct Explanation {
     pub picked: Option<AccountId>,
     /// Why that one, or why nobody.
     pub why: Why,
-    /// What it would be told, where nobody would be asked.
+    /// What it would be told, where waiting is no remedy either.
     pub refusal: Option<Refusal>,
     /// Every account in the call's scope, by id.
     pub accounts: Vec<Explained>,
@@ -88,7 +88,7 @@ impl Dispatch {
         };
         let group = Group { class: key, tried: question.tried.clone(), home: None };
         let refused = picked.is_none() && (question.deadline <= now || !self.has_prospect(&group));
-        let refusal = picked.is_none().then(|| self.refusal(&group, now));
+        let refusal = refused.then(|| self.refusal(&group, now));
         let why = if refused { Why::Refused } else { why };
         let class = self.class_key(question);
         let members = self.entries.iter().flatten().filter(|e| class.admits(&e.standing.record));

@@ -1,12 +1,12 @@
 //! `GET /admin/explain`: what would become of a call now, and why: every account's verdict, and who would be picked.
 
 use super::{AdminError, State};
-use crate::actors::front::question;
+use crate::actors::front::{barred, question};
 use crate::actors::scheduler::{self, Explain};
 use crate::domain::call::Model;
 use crate::domain::dispatch::{Explained, Explanation, Scope, Why};
 use crate::domain::document::FieldError;
-use crate::domain::{Call, Endpoint, Session, TicketId, Time};
+use crate::domain::{Call, Endpoint, Refusal, Session, TicketId, Time};
 use crate::store::StoreError;
 use actix_web::web::Query;
 use actix_web::{HttpRequest, HttpResponse};
@@ -35,21 +35,29 @@ pub async fn explain(state: State, request: HttpRequest) -> Result<HttpResponse,
     let deadline = now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::zero());
     // No such ticket waits: this one only asks.
     let (ticket, call) = (TicketId(u64::MAX), Arc::new(call));
-    let question = match &key {
+    let draining = state.actors.is_draining();
+    let (question, barred) = match &key {
         Some(key) => {
             let entry = state.actors.keys.entries().into_iter().find(|entry| entry.id.as_str() == key);
             let entry = entry.ok_or_else(|| StoreError::Missing(format!("key {key}")))?;
-            question(ticket, &entry, call, Arc::default(), deadline)
+            (question(ticket, &entry, call, Arc::default(), deadline), barred(&entry, draining, false, now))
         }
         None => {
             let mut open = scheduler::question(ticket, call, Scope::All, &[], deadline);
             open.session = session.as_deref().map(|name| Session::of(&open.key, name));
-            open
+            (open, draining.then_some(Refusal::Draining))
         }
     };
     let explained = state.actors.scheduler.addr().send(Explain(question)).await;
-    let explained = explained.map_err(|_| AdminError::Actor("the scheduler"))?;
+    let mut explained = explained.map_err(|_| AdminError::Actor("the scheduler"))?;
+    let is_barred = barred.is_some();
+    if is_barred {
+        (explained.picked, explained.why, explained.refusal) = (None, Why::Refused, barred);
+    }
     let mut answer = shown(&explained, now);
+    if is_barred {
+        answer["why"] = json!("the call is not let in, whatever the accounts could take");
+    }
     answer["key"] = json!(key);
     answer["model"] = json!(model);
     answer["session"] = json!(session);
