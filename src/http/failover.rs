@@ -2,7 +2,8 @@
 //! and the settings and the pool's retry budget allow it.
 //!
 //! An answer of the upstream that is given up for another attempt is kept: when no attempt does better, the client
-//! gets the most useful one as it was. A client's fault is never tried again, nor is anything after the first byte.
+//! gets the most useful one as it was; without one it is told when to come back, if that is known. A client's fault
+//! is never tried again, nor is anything after the first byte.
 
 use super::Worker;
 use super::answer::{self, Start};
@@ -94,15 +95,23 @@ impl Relaying {
             // An answer that came before the upload was done may be the upstream's opinion of the upload.
             let again = number < most && (excused || fault != Some(Fault::EarlyClose));
             let pass = attempt.failed(fault);
-            let next = if again { self.admission(tried.clone(), pass).await.ok() } else { None };
-            let Some(next) = next else {
-                let refusal = Refusal::Upstream(fault.unwrap_or(Fault::Cut));
-                let status = best.as_ref().map_or(refusal.anthropic().0, Kept::status);
-                attempt.last(status);
-                return best.map(|kept| kept.respond()).ok_or(refusal);
+            let refused = match again {
+                true => match self.admission(tried.clone(), pass).await {
+                    Ok(next) => {
+                        attempt.followed();
+                        admission = next;
+                        continue;
+                    }
+                    Err(refusal) => Some(refusal),
+                },
+                false => None,
             };
-            attempt.followed();
-            admission = next;
+            let told = match refused.filter(|refusal| is_telling(refusal, best.is_some())) {
+                Some(refusal) => Err(refusal),
+                None => best.ok_or(Refusal::Upstream(fault.unwrap_or(Fault::Cut))),
+            };
+            attempt.last(told.as_ref().map_or_else(|refusal| refusal.anthropic().0, Kept::status));
+            return told.map(Kept::respond);
         }
         Err(Refusal::Internal)
     }
@@ -186,5 +195,44 @@ pub(super) fn usefulness(status: u16) -> u8 {
         429 | 503 | 529 => 2,
         500.. => 1,
         _ => 0,
+    }
+}
+
+/// Whether a client whose call has failed is better told why there was no further attempt than what the last one came
+/// to; `kept` is true where that is an answer of the upstream.
+fn is_telling(refusal: &Refusal, kept: bool) -> bool {
+    match refusal {
+        // Whatever the upstream said: it is not for a key that holds no more.
+        Refusal::KeyRevoked => true,
+        _ if kept => false,
+        Refusal::KeyExpired | Refusal::Draining | Refusal::LineFull { .. } | Refusal::WaitedTooLong { .. } => true,
+        Refusal::NoAccount { transient, until, .. } => *transient && until.is_some(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_where_it_says_more_than_the_last_attempt() {
+        let until = chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let none = |until, transient| Refusal::NoAccount { common: None, summary: String::new(), until, transient };
+        for (refusal, instead_of_a_fault, instead_of_an_answer) in [
+            (Refusal::KeyRevoked, true, true),
+            (Refusal::KeyExpired, true, false),
+            (Refusal::Draining, true, false),
+            (Refusal::LineFull { limit: 1, of_key: false, until }, true, false),
+            (Refusal::WaitedTooLong { until }, true, false),
+            (none(Some(until), true), true, false),
+            (none(None, true), false, false),
+            (none(Some(until), false), false, false),
+            (Refusal::RetryBudget, false, false),
+            (Refusal::Internal, false, false),
+        ] {
+            let told = (is_telling(&refusal, false), is_telling(&refusal, true));
+            assert_eq!(told, (instead_of_a_fault, instead_of_an_answer), "{refusal:?}");
+        }
     }
 }

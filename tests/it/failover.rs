@@ -1,8 +1,8 @@
 //! Trying another account: which faults, how often, with what, and what the client gets when all fail.
 
 use crate::fake_upstream::{Cut, FakeUpstream, Reply, Usage};
-use crate::raw_client::Request;
-use crate::relay_app::{TestRelay, body, message, stream};
+use crate::raw_client::{Request, Streaming};
+use crate::relay_app::{TestRelay, body, eventually, message, stream};
 use claude_relay::settings::Settings;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -154,6 +154,52 @@ async fn a_kept_connection_that_was_given_up_is_tried_once_more_on_the_same_acco
     let answer = relay.send(message(&key)).await;
     assert_eq!((answer.status, answer.header("x-relay-error")), (502, Some("upstream_closed")));
     assert_eq!(upstream.requests().len(), before + 1);
+}
+
+/// A relay whose first account answers with `reply`, and whose second has its only slot taken by a stream that hangs.
+async fn second_is_full(upstream: &FakeUpstream, reply: Reply, wait: Duration) -> (TestRelay, Value, Streaming) {
+    let (relay, _) = pool(upstream, 1, |s| s.queue.timeout = wait).await;
+    relay.add_account("full", upstream, json!({"priority": 2, "concurrencyLimit": 1})).await;
+    let holder = relay.add_key(json!({"accounts": ["full"]})).await;
+    upstream.next(Reply::stream(&["one"], USAGE).hang_after(100));
+    let held = relay.open(stream(&holder)).await;
+    upstream.always_for("token-of-a0", reply);
+    let key = relay.add_key_record(json!({})).await;
+    (relay, key, held)
+}
+
+#[actix_rt::test]
+async fn a_refusal_that_says_when_to_come_back_goes_before_a_broken_connection() {
+    let upstream = FakeUpstream::start();
+    let wait = Duration::from_millis(100);
+    for (wait, code) in [(Duration::ZERO, "at_capacity"), (wait, "wait_timeout")] {
+        let (relay, key, held) = second_is_full(&upstream, Reply::hangup(Cut::Fin), wait).await;
+        let answer = relay.send(message(key["key"].as_str().unwrap())).await;
+        assert_eq!((answer.status, answer.header("x-relay-error")), (529, Some(code)));
+        assert!(answer.header("retry-after").is_some());
+        held.leave();
+        relay.idle().await;
+    }
+    // An answer of an upstream goes before either.
+    let error = error(500, "api_error", "words of 500");
+    let (relay, key, held) = second_is_full(&upstream, error, wait).await;
+    let answer = relay.send(message(key["key"].as_str().unwrap())).await;
+    assert_eq!((answer.status, answer.header("x-relay-error")), (500, None), "{}", answer.text());
+    held.leave();
+}
+
+#[actix_rt::test]
+async fn a_key_that_is_revoked_between_two_attempts_is_told_so() {
+    let upstream = FakeUpstream::start();
+    let error = error(500, "api_error", "words of 500");
+    let (relay, key, held) = second_is_full(&upstream, error, Duration::from_secs(30)).await;
+    let waiting = relay.open_later(message(key["key"].as_str().unwrap()));
+    eventually("it waits", || upstream.requests().len() == 2 && relay.outstanding().tickets == 1).await;
+    let path = format!("/admin/keys/{}", key["id"].as_str().unwrap());
+    assert_eq!(relay.admin(Request::patch(&path).json(json!({"status": "revoked"}))).await.status, 200);
+    let answer = waiting.await.unwrap();
+    assert_eq!((answer.status, answer.header("x-relay-error")), (401, Some("key_revoked")));
+    held.leave();
 }
 
 #[actix_rt::test]
