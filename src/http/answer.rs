@@ -124,6 +124,13 @@ pub fn respond(relaying: &Relaying, upstream: ClientResponse, start: Start, mut 
     let (call, worker) = (&relaying.call, &relaying.worker);
     let status = upstream.status();
     let success = status.as_u16() < 400;
+    if relaying.uncoded.get() && is_coded(upstream.headers()) {
+        // The client could not read it: its head is out, and names no coding.
+        let unread = Kept::new(&upstream, Bytes::new());
+        drop(upstream);
+        book_whole(&mut attempt, false);
+        return unread.respond();
+    }
     let first = match start {
         Start::Whole(body) => {
             book_whole(&mut attempt, success);
@@ -165,6 +172,12 @@ pub fn respond(relaying: &Relaying, upstream: ClientResponse, start: Start, mut 
     let revoked = relaying.caller.key.revoked();
     let tap = Tap::new(upstream, first, meter, expect, attempt, revoked, worker.under_way.clone());
     response.set_body(tap).map_into_boxed_body()
+}
+
+/// Whether the body has a content coding.
+pub fn is_coded(headers: &HeaderMap) -> bool {
+    let plain = |v: &header::HeaderValue| v.is_empty() || v.as_bytes().eq_ignore_ascii_case(b"identity");
+    !headers.get_all(header::CONTENT_ENCODING).all(plain)
 }
 
 fn pass_back(from: &HeaderMap, to: &mut HeaderMap) {

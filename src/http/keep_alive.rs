@@ -3,6 +3,7 @@
 //! A status 200 then precedes the verdict. What goes wrong afterwards cannot be a status any more: it becomes the
 //! protocol's `error` event, with the upstream's own error in it where there is one.
 
+use super::answer::is_coded;
 use super::failover::Relaying;
 use super::relay::log_refusal;
 use super::reply::refuse;
@@ -73,16 +74,24 @@ pub async fn relayed(
 
 /// The body of an answer whose head has gone out already: as it is if it is a stream, else an error event.
 async fn into_stream(response: HttpResponse) -> BoxBody {
+    if is_coded(response.headers()) {
+        return error_event(&own_error("the upstream's answer was coded though none was asked for"));
+    }
     let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if response.status().is_success() && kind.starts_with("text/event-stream") {
         return response.into_body();
     }
     let body = to_bytes_limited(response.into_body(), LARGEST_ERROR).await.ok().and_then(Result::ok);
     let error: Option<serde_json::Value> = body.and_then(|b| serde_json::from_slice(&b).ok());
-    let error = error.filter(|e| e["type"] == "error").unwrap_or_else(|| {
-        let message = "the upstream's answer was no event stream";
-        serde_json::json!({"type": "error", "error": {"type": "api_error", "message": message}})
-    });
+    let error = error.filter(|e| e["type"] == "error");
+    error_event(&error.unwrap_or_else(|| own_error("the upstream's answer was no event stream")))
+}
+
+fn own_error(message: &str) -> serde_json::Value {
+    serde_json::json!({"type": "error", "error": {"type": "api_error", "message": message}})
+}
+
+fn error_event(error: &serde_json::Value) -> BoxBody {
     BoxBody::new(format!("event: error\ndata: {error}\n\n"))
 }
 

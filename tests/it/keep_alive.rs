@@ -89,3 +89,24 @@ async fn the_upstreams_own_error_is_passed_on_in_the_event() {
     text += &waiting.rest().await.text();
     assert_eq!(error_after_comments(&text), error);
 }
+
+#[actix_rt::test]
+async fn an_answer_that_is_coded_all_the_same_is_an_error_and_not_bytes_that_nobody_can_read() {
+    let upstream = FakeUpstream::start();
+    let error = json!({"type": "error", "error": {"type": "invalid_request_error", "message": "prompt is too long"}});
+    for coded in [Reply::stream(&["two"], USAGE).gzip(), Reply::json(400, error).gzip()] {
+        let (relay, key, held) = full(&upstream, Duration::from_secs(30)).await;
+        upstream.next(coded);
+        let mut waiting = relay.open(stream(&key)).await;
+        let mut text = String::from_utf8(waiting.next().await.unwrap().unwrap()).unwrap();
+        held.leave();
+        let whole = waiting.rest().await;
+        text += &whole.text();
+        let told = error_after_comments(&text);
+        assert_eq!(told["error"]["message"], "the upstream's answer was coded though none was asked for");
+        assert_eq!(whole.ended, Ended::Complete);
+        relay.idle().await;
+        assert_eq!(relay.endings().await, [("client_gone".to_owned(), 1), ("upstream_error".to_owned(), 1)]);
+    }
+    upstream.wait_until_async(|u| u.open_total() == 0).await;
+}
