@@ -69,7 +69,8 @@ impl Document {
         for (name, value) in sent {
             let Some(field) = fields.iter().find(|f| f.name == name || f.alias == Some(&name)) else {
                 let known: Vec<_> = fields.iter().filter(|f| f.guard != Guard::Fixed).map(|f| f.name).collect();
-                return Err(FieldError::new(name, format!("unknown field; known are {}", known.join(", "))));
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                return Err(FieldError::new(name, format!("unknown field; known are {known}")));
             };
             if field.guard == Guard::Fixed {
                 return Err(FieldError::new(name, "set by the relay itself; leave it out"));

@@ -192,6 +192,33 @@ async fn the_admin_api_names_the_field_and_the_remedy() {
 }
 
 #[actix_rt::test]
+async fn an_operation_on_an_account_names_the_field_it_does_not_know() {
+    let upstream = FakeUpstream::start();
+    let (relay, _) = relay_with(&upstream).await;
+    for verb in ["test", "probe", "drain", "enable", "disable", "reset"] {
+        let path = format!("/admin/accounts/a/{verb}");
+        for (sent, field) in [(json!({"colour": "red"}), "colour"), (json!([]), "body"), (json!("x"), "body")] {
+            let answer = relay.admin(Request::post(&path).json(sent.clone())).await;
+            let error = &answer.json()["error"];
+            let told = (answer.status, error["code"].as_str(), error["field"].as_str());
+            assert_eq!(told, (400, Some("invalid_field"), Some(field)), "{verb} {sent}: {error}");
+        }
+        let broken = relay.admin(Request::post(&path).body(b"{".to_vec())).await;
+        assert_eq!((broken.status, broken.json()["error"]["code"].as_str()), (400, Some("invalid_body")), "{verb}");
+    }
+    for model in [json!(5), json!("")] {
+        let answer = relay.admin(Request::post("/admin/accounts/a/test").json(json!({"model": model}))).await;
+        assert_eq!((answer.status, answer.json()["error"]["field"].as_str()), (400, Some("model")));
+    }
+    assert_eq!((upstream.requests().len(), relay.reasons("a").await.len()), (0, 0), "something was done all the same");
+    for verb in ["test", "probe", "drain", "enable", "disable", "reset"] {
+        let path = format!("/admin/accounts/a/{verb}");
+        assert_eq!(relay.admin(Request::post(&path)).await.status, 200, "{verb}");
+        assert_eq!(relay.admin(Request::post(&path).json(json!({}))).await.status, 200, "{verb}");
+    }
+}
+
+#[actix_rt::test]
 async fn two_edits_of_different_fields_both_survive() {
     let upstream = FakeUpstream::start();
     let (relay, _) = relay_with(&upstream).await;

@@ -7,7 +7,7 @@ use crate::actors::Account;
 use crate::actors::account::{Probe, Reset};
 use crate::actors::roster::{Amend, Enlist, Retire};
 use crate::domain::account::FIELDS;
-use crate::domain::document::{Document, FieldError};
+use crate::domain::document::{Document, Field, FieldError, Guard};
 use crate::domain::{AccountId, Outcome, ProbeKind};
 use actix_web::HttpResponse;
 use actix_web::web::{Path, Payload};
@@ -17,6 +17,9 @@ type Answer = Result<HttpResponse, AdminError>;
 
 /// The id of the account that an empty store starts with.
 pub const DEMO: &str = "demo";
+
+/// The fields of a test; the other operations take none.
+const TEST_FIELDS: &[Field] = &[Field { name: "model", alias: None, guard: Guard::Open }];
 
 fn id(path: &Path<String>) -> Result<AccountId, AdminError> {
     AccountId::parse(path).map_err(|_| AdminError::Store(crate::store::StoreError::Missing(format!("account {path}"))))
@@ -75,18 +78,20 @@ pub async fn remove(state: State, path: Path<String>) -> Answer {
     Ok(HttpResponse::Ok().json(json!({ "removed": id })))
 }
 
+/// What was sent with an operation; nothing at all is as good as an empty object.
+async fn sent(body: Payload, fields: &[Field]) -> Result<Document, AdminError> {
+    let body = optional_json(body).await?;
+    Ok(body.map(|body| Document::from_input(body, fields)).transpose()?.unwrap_or_default())
+}
+
 pub async fn test(state: State, path: Path<String>, body: Payload) -> Answer {
-    let sent = optional_json(body).await?.unwrap_or_default();
-    let model = match &sent["model"] {
-        serde_json::Value::Null => None,
-        serde_json::Value::String(name) if !name.is_empty() => Some(name.clone()),
-        other => return Err(crate::domain::document::wrong("model", "a model name", other).into()),
-    };
+    let model = sent(body, TEST_FIELDS).await?.text("model")?.map(str::to_owned);
     ask(&state, &id(&path)?, Probe { kind: Some(ProbeKind::Messages), model }).await
 }
 
 /// `POST /admin/accounts/{id}/probe`: as the account's record says, and as cheaply.
-pub async fn probe(state: State, path: Path<String>) -> Answer {
+pub async fn probe(state: State, path: Path<String>, body: Payload) -> Answer {
+    sent(body, &[]).await?;
     ask(&state, &id(&path)?, Probe { kind: None, model: None }).await
 }
 
@@ -113,17 +118,20 @@ async fn find(state: &State, id: &AccountId) -> Result<actix::Addr<Account>, Adm
 }
 
 /// `POST /admin/accounts/{id}/drain`: no new call; running ones end.
-pub async fn drain(state: State, path: Path<String>) -> Answer {
+pub async fn drain(state: State, path: Path<String>, body: Payload) -> Answer {
+    sent(body, &[]).await?;
     switch(&state, &id(&path)?, &[("status", "draining".into())]).await
 }
 
 /// `POST /admin/accounts/{id}/enable`
-pub async fn enable(state: State, path: Path<String>) -> Answer {
+pub async fn enable(state: State, path: Path<String>, body: Payload) -> Answer {
+    sent(body, &[]).await?;
     switch(&state, &id(&path)?, &[("status", "active".into()), ("schedulable", true.into())]).await
 }
 
 /// `POST /admin/accounts/{id}/disable`
-pub async fn disable(state: State, path: Path<String>) -> Answer {
+pub async fn disable(state: State, path: Path<String>, body: Payload) -> Answer {
+    sent(body, &[]).await?;
     switch(&state, &id(&path)?, &[("status", "disabled".into())]).await
 }
 
@@ -135,7 +143,8 @@ async fn switch(state: &State, id: &AccountId, fields: &[(&str, serde_json::Valu
 }
 
 /// `POST /admin/accounts/{id}/reset`: what was learnt from past answers is forgotten.
-pub async fn reset(state: State, path: Path<String>) -> Answer {
+pub async fn reset(state: State, path: Path<String>, body: Payload) -> Answer {
+    sent(body, &[]).await?;
     let id = id(&path)?;
     find(&state, &id).await?.send(Reset).await.map_err(|_| AdminError::Actor("the account"))?;
     status_of(&state, &id).await
