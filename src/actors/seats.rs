@@ -110,6 +110,13 @@ impl Seats {
         self.lock().enlisted.values().filter_map(view).collect()
     }
 
+    /// Looks at how every account that answers reported last, without a copy; briefly, since all wait meanwhile.
+    pub fn look<T>(&self, look: impl FnOnce(&mut dyn Iterator<Item = &Standing>) -> T) -> T {
+        let seating = self.lock();
+        let answers = |seat: &&Seat| seat.addr.as_ref().is_some_and(Addr::connected);
+        look(&mut seating.enlisted.values().filter(answers).filter_map(|seat| seat.standing.as_ref()))
+    }
+
     /// Every enlisted account's id, and whether its actor is alive.
     pub(super) fn roll(&self) -> Vec<(AccountId, bool)> {
         self.lock().enlisted.iter().map(|(id, s)| (id.clone(), s.addr.as_ref().is_some_and(Addr::connected))).collect()

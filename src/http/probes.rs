@@ -1,7 +1,7 @@
 //! What balancers and people ask without a key: is the process up, and would a call find an account.
 
 use super::Shared;
-use crate::actors::account::AccountView;
+use crate::domain::Standing;
 use crate::domain::verdict::{Load, Want};
 use actix_web::HttpResponse;
 use actix_web::web::Data;
@@ -54,12 +54,14 @@ pub async fn reasons(shared: &Shared) -> Vec<serde_json::Value> {
     if shared.journal.degraded() {
         say("journal", "usage cannot be written to the journal; is the disk full?".to_owned());
     }
-    let (now, views) = (shared.clock.now(), shared.actors.seats.views());
+    let now = shared.clock.now();
     // A pool that is merely busy is ready: a balancer that took it away would make the others busier.
     let idle = Load { bounded: true, ..Load::default() };
-    let ready = |v: &AccountView| v.standing.glance(idle, Want::default(), now).schedulable();
-    if !views.iter().any(ready) {
-        say("no_schedulable_account", format!("{} accounts, none of which could take a call now", views.len()));
+    let ready = |s: &Standing| s.glance(idle, Want::default(), now).schedulable();
+    let mut seen = 0;
+    let any = shared.actors.seats.look(|all| all.inspect(|_| seen += 1).any(ready));
+    if !any {
+        say("no_schedulable_account", format!("{seen} accounts, none of which could take a call now"));
     }
     out
 }

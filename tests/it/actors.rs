@@ -253,6 +253,23 @@ async fn edits_reach_the_account_and_only_mending_ones_clear_its_health() {
 }
 
 #[actix_rt::test]
+async fn those_who_answer_are_looked_at_as_they_reported_last() {
+    let pool = Pool::start().await;
+    let names = || pool.actors.seats.look(|all| all.map(|s| s.record.name.clone()).collect::<Vec<_>>());
+    assert!(names().is_empty());
+    let a = pool.enlist("a", json!({"name": "one"})).await;
+    pool.enlist("b", json!({"name": "two"})).await;
+    assert_eq!(names(), ["one", "two"]);
+    let mut patch = Document::default();
+    patch.set("name", "renamed");
+    pool.actors.roster.addr().send(Amend { id: a.clone(), patch }).await.unwrap().unwrap();
+    pool.account(&a).await.send(Describe).await.unwrap();
+    assert_eq!(names(), ["renamed", "two"]);
+    pool.actors.roster.addr().send(Retire { id: a }).await.unwrap().unwrap();
+    assert_eq!(names(), ["two"]);
+}
+
+#[actix_rt::test]
 async fn front_admits_by_key_and_gives_the_pass_back_whatever_happens() {
     let pool = Pool::start().await;
     let limited = key(json!({"concurrencyLimit": 1}));
