@@ -25,6 +25,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The wait before the store is asked again for the accounts, when it could not say.
 const READ_AGAIN: Duration = Duration::from_secs(1);
+/// An account whose actor is back within this time is not taken out of the pool: nobody who waits for it is sent away.
+const UNNOTICED: Duration = Duration::from_millis(100);
 const FORGET_DEATHS: Duration = Duration::from_secs(60);
 
 /// The actor.
@@ -33,6 +35,8 @@ pub struct Roster {
     seats: Arc<Seats>,
     surroundings: Surroundings,
     deaths: HashMap<AccountId, (u32, Instant)>,
+    /// Edits so far: what was read of the store while one went on may be older than it.
+    edits: u64,
     _watch: Watch,
 }
 
@@ -88,7 +92,7 @@ pub struct Settle;
 impl Roster {
     pub(super) fn new(parts: Arc<Parts>, actors: &Actors, watch: Watch) -> Self {
         let surroundings = Surroundings::new(&parts, actors);
-        Self { parts, seats: actors.seats.clone(), surroundings, deaths: HashMap::new(), _watch: watch }
+        Self { parts, seats: actors.seats.clone(), surroundings, deaths: HashMap::new(), edits: 0, _watch: watch }
     }
 
     fn spawn(&self, record: domain::Account) -> Addr<Account> {
@@ -140,9 +144,12 @@ impl Roster {
 
     /// Reads one account and makes what runs equal to it: starts it, tells it, or ends it.
     fn respawn(&mut self, id: AccountId, ctx: &mut Context<Self>) {
-        let accounts = self.parts.stores.accounts.clone();
+        let (accounts, edits) = (self.parts.stores.accounts.clone(), self.edits);
         let load = async move { (accounts.load(&id).await, id) };
-        ctx.spawn(load.into_actor(self).map(|(loaded, id), actor, ctx| {
+        ctx.spawn(load.into_actor(self).map(move |(loaded, id), actor, ctx| {
+            if edits != actor.edits {
+                return actor.respawn(id, ctx);
+            }
             match loaded.and_then(|doc| Ok(domain::Account::parse(&doc)?)) {
                 Ok(account) => match actor.seats.find(&id) {
                     Some(addr) => addr.do_send(Amended { record: Arc::new(account) }),
@@ -151,6 +158,9 @@ impl Roster {
                 Err(StoreError::Missing(_)) => actor.take_off(&id),
                 Err(error) => {
                     tracing::error!(%error, account = %id, "an account cannot be read; trying again");
+                    if actor.seats.find(&id).is_none() {
+                        actor.surroundings.scheduler.addr().do_send(Gone { id: id.clone() });
+                    }
                     Self::read_again(id, ctx);
                 }
             }
@@ -185,6 +195,7 @@ impl Handler<Enlist> for Roster {
     type Result = AtomicResponse<Self, Result<Document, StoreError>>;
 
     fn handle(&mut self, msg: Enlist, _: &mut Self::Context) -> Self::Result {
+        self.edits += 1;
         let (accounts, now) = (self.parts.stores.accounts.clone(), self.parts.clock.now());
         let id = msg.record.text("id").ok().flatten().and_then(|id| AccountId::parse(id).ok());
         let insert = async move { accounts.insert(msg.record, now).await }.into_actor(self);
@@ -208,6 +219,7 @@ impl Handler<Amend> for Roster {
     type Result = AtomicResponse<Self, Result<Document, StoreError>>;
 
     fn handle(&mut self, msg: Amend, _: &mut Self::Context) -> Self::Result {
+        self.edits += 1;
         let (accounts, now) = (self.parts.stores.accounts.clone(), self.parts.clock.now());
         let Amend { id, patch } = msg;
         let write = async move { (accounts.patch(&id, patch, now).await, id) }.into_actor(self);
@@ -236,6 +248,7 @@ impl Handler<Retire> for Roster {
     type Result = AtomicResponse<Self, Result<(), StoreError>>;
 
     fn handle(&mut self, msg: Retire, _: &mut Self::Context) -> Self::Result {
+        self.edits += 1;
         let accounts = self.parts.stores.accounts.clone();
         let remove = async move { (accounts.remove(&msg.id).await, msg.id) }.into_actor(self);
         AtomicResponse::new(Box::pin(remove.map(|(removed, id), actor, ctx| {
@@ -266,11 +279,13 @@ impl Handler<Down> for Roster {
             return;
         }
         self.seats.down(&msg.id);
-        self.surroundings.scheduler.addr().do_send(Gone { id: msg.id.clone() });
         let (count, last) = self.deaths.get(&msg.id).copied().unwrap_or((0, Instant::now()));
         let count = if last.elapsed() > FORGET_DEATHS { 1 } else { count + 1 };
         self.deaths.insert(msg.id.clone(), (count, Instant::now()));
         let wait = FIRST_WAIT.saturating_mul(1 << (count - 1).min(20)).min(LONGEST_WAIT);
+        if wait > UNNOTICED {
+            self.surroundings.scheduler.addr().do_send(Gone { id: msg.id.clone() });
+        }
         tracing::error!(account = %msg.id, panicked = msg.panicked, deaths = count, ?wait, "an account's actor died");
         ctx.run_later(wait, |actor, ctx| actor.respawn(msg.id, ctx));
     }

@@ -6,6 +6,7 @@
 use super::account::{Account, AccountView, Acquire, Busy};
 use super::permit::Permit;
 use super::reply::{Left, Reply, TicketId};
+use super::seats::Seats;
 use super::watch::Watch;
 use super::{Actors, Parts};
 use crate::clock::Clock;
@@ -31,6 +32,7 @@ pub struct Scheduler {
     alarm: Option<(Time, SpawnHandle)>,
     clock: Clock,
     draining: Arc<AtomicBool>,
+    seats: Arc<Seats>,
     _watch: Watch,
 }
 
@@ -103,6 +105,7 @@ impl Scheduler {
             alarm: None,
             clock: parts.clock.clone(),
             draining: actors.draining.clone(),
+            seats: actors.seats.clone(),
             _watch: watch,
         };
         actors.seats.views().into_iter().for_each(|view| new.put(view, now));
@@ -214,6 +217,11 @@ impl Handler<Reported> for Scheduler {
     type Result = ();
 
     fn handle(&mut self, msg: Reported, ctx: &mut Self::Context) {
+        // The last words of one that was retired, or that has a successor, may come late.
+        let id = &msg.0.standing.record.id;
+        if self.seats.find(id).is_none_or(|addr| addr != msg.0.addr) {
+            return;
+        }
         let now = self.clock.now();
         self.put(msg.0, now);
         self.act(now, ctx);

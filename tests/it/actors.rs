@@ -2,23 +2,23 @@
 
 use crate::failing_store::{Fuse, failing};
 use crate::relay_app::eventually;
-use claude_relay::actors::account::{Acquire, Busy, Describe, Probe, Settled};
+use claude_relay::actors::account::{Acquire, Busy, Describe, Probe, Reset, Settled};
 use claude_relay::actors::front::{Drain, Route};
 use claude_relay::actors::ledger::Flush;
 use claude_relay::actors::permit::{Granted, Permit};
 use claude_relay::actors::reply::{Reply, Ticket, TicketId};
 use claude_relay::actors::roster::{Amend, Enlist, Find, Retire};
-use claude_relay::actors::scheduler::{Explain, Scope, Select, Survey, question};
+use claude_relay::actors::scheduler::{Explain, Reported, Scope, Select, Survey, question};
 use claude_relay::actors::{Account, Actors, KeyEntry, Parts, ProbeFn, start};
 use claude_relay::clock::Clock;
 use claude_relay::domain::dispatch::Rules;
 use claude_relay::domain::document::Document;
-use claude_relay::domain::health::Asked;
-use claude_relay::domain::health::Policy;
+use claude_relay::domain::health::{Asked, Policy};
 use claude_relay::domain::retry::RetryBudget;
 use claude_relay::domain::verdict::{Code, Verdict};
 use claude_relay::domain::{
-    AccountId, Call, Ending, Endpoint, Key, Limit, Outcome, PlainKey, ProbeReport, Refusal, Time, Usage,
+    AccountId, Call, Ending, Endpoint, Key, Limit, Outcome, PlainKey, ProbeReport, Reading, Refusal, Time, Usage,
+    Window,
 };
 use claude_relay::store::journal::{JournalHealth, JournalWriter, Settler};
 use claude_relay::store::seal::Sealer;
@@ -250,6 +250,55 @@ async fn edits_reach_the_account_and_only_mending_ones_clear_its_health() {
     assert!(pool.actors.scheduler.addr().send(Survey).await.unwrap().accounts.is_empty());
     eventually("the actor has ended", || !account.connected()).await;
     assert!(pool.actors.roster.addr().send(Find { id }).await.unwrap().is_none());
+}
+
+/// Naming a field mends nothing; switching off and on gives what was guessed another chance; a new credential, or a
+/// reset, starts from nothing.
+#[actix_rt::test]
+async fn what_the_upstream_named_outlives_every_edit_but_that_of_the_credential() {
+    let pool = Pool::start().await;
+    let id = pool.enlist("a", json!({"reserve": 50})).await;
+    let account = pool.account(&id).await;
+    let amend = |field: &'static str, value: Value| {
+        let mut patch = Document::default();
+        patch.set(field, value);
+        pool.actors.roster.addr().send(Amend { id: id.clone(), patch })
+    };
+    let limited = || rate_limited(pool.now() + chrono::TimeDelta::hours(2));
+    let used =
+        Reading { window: Window::FiveHour, family: None, used: 900, reset: pool.now() + chrono::TimeDelta::hours(3) };
+    let both = [Code::RateLimitedBurst, Code::ReserveReached];
+    account.send(Settled { readings: vec![used], ..settled(limited(), &pool) }).await.unwrap();
+    account.send(settled(Outcome::CredentialRejected { status: 401 }, &pool)).await.unwrap();
+    amend("session_token", json!("t")).await.unwrap().unwrap();
+    assert_eq!(pool.codes(&id).await, [&[Code::CredentialRejected], &both[..]].concat(), "it is the same one");
+    amend("status", json!("disabled")).await.unwrap().unwrap();
+    assert_eq!(pool.codes(&id).await.len(), 4);
+    amend("status", json!("active")).await.unwrap().unwrap();
+    assert_eq!(pool.codes(&id).await, both);
+    amend("session_token", json!("new")).await.unwrap().unwrap();
+    assert_eq!(pool.codes(&id).await, []);
+    // What an answer to the old one tells of its windows says nothing of the new one's.
+    account.send(Settled { readings: vec![used], ..settled(limited(), &pool) }).await.unwrap();
+    assert_eq!(pool.codes(&id).await, []);
+    let fresh = Granted { generation: 1, ..settled(limited(), &pool).granted };
+    account.send(Settled { readings: vec![used], granted: fresh, ..settled(limited(), &pool) }).await.unwrap();
+    assert_eq!(pool.codes(&id).await, both);
+    account.send(Reset).await.unwrap();
+    assert_eq!(pool.codes(&id).await, []);
+}
+
+/// The report of an account that was retired may be under way when it goes: it must not come back by it.
+#[actix_rt::test]
+async fn a_late_report_does_not_bring_a_retired_account_back() {
+    let pool = Pool::start().await;
+    let id = pool.enlist("a", json!({})).await;
+    let view = pool.account(&id).await.send(Describe).await.unwrap();
+    pool.actors.roster.addr().send(Retire { id }).await.unwrap().unwrap();
+    pool.actors.scheduler.addr().send(Reported(view)).await.unwrap();
+    assert!(pool.actors.scheduler.addr().send(Survey).await.unwrap().accounts.is_empty());
+    let refused = pool.select(Scope::All).await.unwrap_err();
+    assert!(matches!(refused, Refusal::NoAccount { common: None, .. }), "{refused:?}");
 }
 
 #[actix_rt::test]

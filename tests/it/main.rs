@@ -5,6 +5,7 @@ mod actors;
 mod bad_input;
 mod breaker_rules;
 mod choice_rules;
+mod choices;
 mod cuts;
 mod disconnects;
 mod ejection;

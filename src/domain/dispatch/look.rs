@@ -1,12 +1,11 @@
 //! Choosing: which account would take this call best, seen from here.
 
 use super::class::{Asleep, Class, ClassKey, Wanted, is_bounded};
-use super::{DOUBT, Dispatch, Entry, MOST_CLASSES, Question, Scope};
+use super::{Dispatch, Entry, Question};
 use crate::domain::breaker::mix;
 use crate::domain::selection::{self, Candidate, Quality, rank, share};
 use crate::domain::verdict::{Code, Glance, Grade, Want};
-use crate::domain::{AccountId, Session, Standing, Time};
-use std::collections::BTreeSet;
+use crate::domain::{AccountId, Standing, Time};
 
 /// A tier of so many is looked at whole: in a small pool chance decides nothing.
 const SMALL: usize = 8;
@@ -107,22 +106,6 @@ impl Dispatch {
             Some((at, bounded)) => Choice::Take { at, bounded },
             None => Choice::Nobody,
         }
-    }
-
-    /// The place of the session's home, and of the account where calls of this kind stay while that is out. A home
-    /// that is gone, or that does not serve what is asked for, is none.
-    pub(super) fn known_home(&self, session: Session, key: &ClassKey, now: Time) -> Option<(usize, Option<usize>)> {
-        let home = self.affinity.home(session, now)?;
-        let at = *self.index.get(&home.account)?;
-        let entry = self.entries[at].as_ref().filter(|e| key.admits(&e.standing.record))?;
-        let family = key.wanted.family_at(&entry.standing.record);
-        let away = home.away.as_ref().filter(|(_, of)| *of == family);
-        Some((at, away.and_then(|(id, _)| self.index.get(id).copied())))
-    }
-
-    /// The question's session, unless sessions are not to matter.
-    pub(super) fn session(&self, question: &Question) -> Option<Session> {
-        question.session.filter(|_| self.rules.sessions > 0)
     }
 
     /// What the account at `at` looks like, if calls of this class may go there at all.
@@ -296,86 +279,6 @@ impl Dispatch {
         entry.asked += 1;
         if let Some(own) = own {
             self.usual = Some(self.usual.map_or(own, |usual| usual * 63 / 64 + own / 64));
-        }
-    }
-
-    /// The class of `key`, made if it is not there or not of this epoch.
-    pub(super) fn class(&mut self, key: &ClassKey) -> usize {
-        if let Some(&id) = self.class_ids.get(key) {
-            if self.classes[id].epoch != self.epoch {
-                self.classes[id] = Class::build(key, self.epoch, &self.entries, self.within(&key.scope));
-            }
-            return id;
-        }
-        if self.classes.len() >= MOST_CLASSES {
-            self.epoch += 1;
-            self.class_ids.clear();
-            self.classes.clear();
-        }
-        let id = self.classes.len();
-        self.class_ids.insert(key.clone(), id);
-        self.classes.push(Class::build(key, self.epoch, &self.entries, self.within(&key.scope)));
-        id
-    }
-
-    /// The places of the accounts that a scope may admit, in order.
-    fn within(&self, scope: &Scope) -> Vec<usize> {
-        let Scope::Only(binding) = scope else { return (0..self.entries.len()).collect() };
-        let named = binding.accounts.iter().filter_map(|id| self.index.get(id).copied());
-        let grouped = binding.groups.iter().filter_map(|group| self.by_group.get(group)).flatten().copied();
-        let places: BTreeSet<usize> = named.chain(grouped).collect();
-        places.into_iter().collect()
-    }
-
-    fn put_to_sleep(&mut self, at: usize, asleep: Asleep, until: Option<Time>) {
-        if let Some(entry) = &mut self.entries[at] {
-            // What was noted before the classes were made anew is void.
-            if entry.asleep.first().is_some_and(|old| old.epoch != asleep.epoch) {
-                entry.asleep.clear();
-            }
-            entry.asleep.push(asleep);
-        }
-        until.into_iter().for_each(|until| self.wake_by(at, until));
-    }
-
-    pub(super) fn wake_by(&mut self, at: usize, time: Time) {
-        let Some(entry) = &mut self.entries[at] else { return };
-        if entry.wake_at.is_none_or(|old| time < old) {
-            entry.wake_at.map(|old| self.wakes.remove(&(old, at)));
-            entry.wake_at = Some(time);
-            self.wakes.insert((time, at));
-        }
-    }
-
-    /// The account said no though it looked free: it is asked again a little later, or when it reports.
-    pub(super) fn doubt(&mut self, at: usize, now: Time) {
-        if let Some(entry) = &mut self.entries[at] {
-            entry.doubted = Some(now + DOUBT);
-        }
-        self.wake_by(at, now + DOUBT);
-    }
-
-    /// Something about the account has changed: it is looked at anew wherever it was left out.
-    pub(super) fn wake(&mut self, at: usize) {
-        let Some(entry) = &mut self.entries[at] else { return };
-        let priority = entry.standing.record.priority;
-        let place = u32::try_from(at).unwrap_or(u32::MAX);
-        for asleep in entry.asleep.drain(..) {
-            if let Some(class) = self.classes.get_mut(asleep.class).filter(|c| c.epoch == asleep.epoch) {
-                class.wake(place, priority, asleep);
-            }
-        }
-    }
-
-    /// Wakes whose time has come.
-    pub(super) fn wake_due(&mut self, now: Time) {
-        while let Some(&(time, at)) = self.wakes.first().filter(|(time, _)| *time <= now) {
-            self.wakes.remove(&(time, at));
-            if let Some(entry) = &mut self.entries[at] {
-                entry.wake_at = None;
-            }
-            self.wake(at);
-            self.woken.push(at);
         }
     }
 }

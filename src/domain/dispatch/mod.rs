@@ -6,8 +6,10 @@
 
 mod class;
 mod explain;
+mod homes;
 mod look;
 mod question;
+mod rest;
 mod waiting;
 
 pub use class::{Binding, Scope};
@@ -15,10 +17,9 @@ pub use explain::{Explained, Explanation, Why};
 pub use question::{Command, Question, Rules};
 
 use super::Session;
-use super::affinity::{Affinity, Stay};
+use super::affinity::Affinity;
 use super::line::{Line, Served, TicketId};
 use super::standing::Standing;
-use super::verdict::Code;
 use super::window::Family;
 use super::{AccountId, KeyId, Refusal, Time};
 use chrono::TimeDelta;
@@ -320,30 +321,6 @@ impl Dispatch {
         }
         self.wake(at);
         Some(at)
-    }
-
-    /// Notes where a session was served.
-    fn note_home(&mut self, session: Session, account: &AccountId, question: &Question, now: Time) {
-        let key = self.class_key(question);
-        let is_out = |at: usize| {
-            let Some(entry) = &self.entries[at] else { return true };
-            let obstacle = entry.see(&key.wanted, false, now).obstacle;
-            question.tried.contains(&entry.standing.record.id)
-                || obstacle.is_some_and(|(code, _)| code != Code::AtCapacity)
-        };
-        let stay = match self.known_home(session, &key, now) {
-            // It has one, which is gone or does not serve this.
-            None => match self.affinity.home(session, now) {
-                Some(home) if self.index.contains_key(&home.account) => Stay::Elsewhere,
-                _ => Stay::Home,
-            },
-            Some((home, away)) if is_out(home) && away.is_none_or(is_out) => {
-                let family = self.entries[home].as_ref().and_then(|e| key.wanted.family_at(&e.standing.record));
-                Stay::Away(family)
-            }
-            Some(_) => Stay::Elsewhere,
-        };
-        self.affinity.served(session, account, stay, now);
     }
 
     fn group(&mut self, record: &super::Account, at: usize) {

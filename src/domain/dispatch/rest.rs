@@ -1,0 +1,89 @@
+//! Who is left out of which class, and until when: an account that was looked at in vain rests until something about it
+//! changes, and a class is made anew when a record has changed.
+
+use super::class::{Asleep, Class, ClassKey};
+use super::{DOUBT, Dispatch, MOST_CLASSES, Scope};
+use crate::domain::Time;
+use std::collections::BTreeSet;
+
+impl Dispatch {
+    /// The class of `key`, made if it is not there or not of this epoch.
+    pub(super) fn class(&mut self, key: &ClassKey) -> usize {
+        if let Some(&id) = self.class_ids.get(key) {
+            if self.classes[id].epoch != self.epoch {
+                self.classes[id] = Class::build(key, self.epoch, &self.entries, self.within(&key.scope));
+            }
+            return id;
+        }
+        if self.classes.len() >= MOST_CLASSES {
+            self.epoch += 1;
+            self.class_ids.clear();
+            self.classes.clear();
+        }
+        let id = self.classes.len();
+        self.class_ids.insert(key.clone(), id);
+        self.classes.push(Class::build(key, self.epoch, &self.entries, self.within(&key.scope)));
+        id
+    }
+
+    /// The places of the accounts that a scope may admit, in order.
+    fn within(&self, scope: &Scope) -> Vec<usize> {
+        let Scope::Only(binding) = scope else { return (0..self.entries.len()).collect() };
+        let named = binding.accounts.iter().filter_map(|id| self.index.get(id).copied());
+        let grouped = binding.groups.iter().filter_map(|group| self.by_group.get(group)).flatten().copied();
+        let places: BTreeSet<usize> = named.chain(grouped).collect();
+        places.into_iter().collect()
+    }
+
+    pub(super) fn put_to_sleep(&mut self, at: usize, asleep: Asleep, until: Option<Time>) {
+        if let Some(entry) = &mut self.entries[at] {
+            // What was noted before the classes were made anew is void.
+            if entry.asleep.first().is_some_and(|old| old.epoch != asleep.epoch) {
+                entry.asleep.clear();
+            }
+            entry.asleep.push(asleep);
+        }
+        until.into_iter().for_each(|until| self.wake_by(at, until));
+    }
+
+    pub(super) fn wake_by(&mut self, at: usize, time: Time) {
+        let Some(entry) = &mut self.entries[at] else { return };
+        if entry.wake_at.is_none_or(|old| time < old) {
+            entry.wake_at.map(|old| self.wakes.remove(&(old, at)));
+            entry.wake_at = Some(time);
+            self.wakes.insert((time, at));
+        }
+    }
+
+    /// The account said no though it looked free: it is asked again a little later, or when it reports.
+    pub(super) fn doubt(&mut self, at: usize, now: Time) {
+        if let Some(entry) = &mut self.entries[at] {
+            entry.doubted = Some(now + DOUBT);
+        }
+        self.wake_by(at, now + DOUBT);
+    }
+
+    /// Something about the account has changed: it is looked at anew wherever it was left out.
+    pub(super) fn wake(&mut self, at: usize) {
+        let Some(entry) = &mut self.entries[at] else { return };
+        let priority = entry.standing.record.priority;
+        let place = u32::try_from(at).unwrap_or(u32::MAX);
+        for asleep in entry.asleep.drain(..) {
+            if let Some(class) = self.classes.get_mut(asleep.class).filter(|c| c.epoch == asleep.epoch) {
+                class.wake(place, priority, asleep);
+            }
+        }
+    }
+
+    /// Wakes whose time has come.
+    pub(super) fn wake_due(&mut self, now: Time) {
+        while let Some(&(time, at)) = self.wakes.first().filter(|(time, _)| *time <= now) {
+            self.wakes.remove(&(time, at));
+            if let Some(entry) = &mut self.entries[at] {
+                entry.wake_at = None;
+            }
+            self.wake(at);
+            self.woken.push(at);
+        }
+    }
+}
