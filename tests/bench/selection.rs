@@ -6,6 +6,7 @@ use claude_relay::domain::dispatch::{Command, Dispatch, Question, Rules, Scope};
 use claude_relay::domain::document::Document;
 use claude_relay::domain::health::{Asked, Attempted, Health, Policy};
 use claude_relay::domain::slots::Slots;
+use claude_relay::domain::standing::Grant;
 use claude_relay::domain::verdict::Want;
 use claude_relay::domain::{Account, AccountId, Call, Endpoint, KeyId, Limit, Outcome, Standing, TicketId, Time};
 use serde_json::{Value, json};
@@ -72,6 +73,44 @@ impl Pool {
         }
     }
 
+    fn ask(&mut self, call: &Arc<Call>, scope: &Scope) -> Option<Grant> {
+        self.tickets += 1;
+        let (ticket, key) = (TicketId(self.tickets), KeyId::new(format!("k{}", self.tickets % 50)));
+        let (call, scope, tried) = (call.clone(), scope.clone(), Arc::default());
+        let deadline = self.now + TimeDelta::seconds(30);
+        self.dispatch.ask(Question { ticket, key, call, session: None, scope, tried, deadline }, self.now);
+        self.granted()
+    }
+
+    fn granted(&mut self) -> Option<Grant> {
+        let Command::Ask { ticket, account, call, bounded } = self.dispatch.command()? else { panic!("refused") };
+        let grant = self.standings[&account].grant(Want::of(&call), bounded, self.now).unwrap();
+        self.dispatch.granted(ticket, self.now);
+        Some(grant)
+    }
+
+    /// Every slot is taken, and a call waits in each scope: nanoseconds from a slot that comes back to the waiter that
+    /// has it, and one more that waits in its place.
+    fn measure_waiting(&mut self, call: &Arc<Call>, scopes: &[Scope]) -> (u128, u128) {
+        let mut held: Vec<Vec<Grant>> = Vec::new();
+        for scope in scopes {
+            held.push(std::iter::from_fn(|| self.ask(call, scope)).collect());
+        }
+        let rounds = 20_000_usize.div_ceil(scopes.len());
+        let started = Instant::now();
+        for _ in 0..rounds {
+            for (scope, held) in scopes.iter().zip(&mut held) {
+                drop(held.pop());
+                for id in std::mem::take(&mut *self.freed.lock().unwrap()) {
+                    self.dispatch.freed(&id, self.now);
+                }
+                held.insert(0, self.granted().expect("whoever waits is served"));
+                assert!(self.ask(call, scope).is_none());
+            }
+        }
+        (started.elapsed().as_nanos() / (rounds * scopes.len()) as u128, 0)
+    }
+
     /// Nanoseconds of one cycle, the median of several rounds; and of the first, which makes its class.
     fn measure(&mut self, calls: &[Arc<Call>], scopes: &[Scope]) -> (u128, u128) {
         let started = Instant::now();
@@ -113,9 +152,18 @@ fn main() {
         let scopes: Vec<_> =
             (0..groups).map(|g| Scope::of(&Arc::default(), &Arc::from([Arc::from(format!("g{g}"))]))).collect();
         line(n, "1,000 groups", Pool::new(n, 0, grouped).measure(&calls, &scopes));
+        line(n, "a call waits in each", Pool::new(n, 0, grouped).measure_waiting(&calls[0], &scopes));
         let models =
             |i: usize| json!({"models": (0..25).map(|m| format!("m{}", (i * 5 + m) % 50)).collect::<Vec<_>>()});
         let fifty: Vec<_> = (0..50).map(|m| call(&format!("m{m}"))).collect();
         line(n, "50 models", Pool::new(n, 0, models).measure(&fifty, &all));
+        let both = |i: usize| {
+            let mut fields = models(i);
+            fields["group"] = json!(format!("g{}", i % groups));
+            fields
+        };
+        // Of a group's few accounts not every one has every model: those that all have.
+        let had: Vec<_> = (0..groups).map(|g| call(&format!("m{}", g * 5 % 50))).collect();
+        line(n, "both", Pool::new(n, 0, both).measure(&had, &scopes));
     }
 }

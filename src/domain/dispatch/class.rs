@@ -11,7 +11,7 @@ use crate::domain::selection::affinity;
 use crate::domain::verdict::{Code, Grade};
 use crate::domain::window::Family;
 use crate::domain::{Account, AccountId, Session, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Which accounts may be considered.
@@ -121,6 +121,7 @@ const WARD: usize = 64;
 #[derive(Default)]
 pub(super) struct Class {
     pub epoch: u64,
+    /// What is asked for; where all its accounts ask their upstream for the same family, no more than that.
     pub wanted: Wanted,
     /// Accounts in it, schedulable or not.
     pub members: usize,
@@ -146,6 +147,7 @@ impl Class {
     /// The class of `key` over the accounts at these places, which are all that its scope may admit.
     pub fn build(key: &ClassKey, epoch: u64, entries: &[Option<Entry>], places: Vec<usize>) -> Self {
         let mut class = Self { epoch, wanted: key.wanted.clone(), ..Self::default() };
+        let mut families = BTreeSet::new();
         for at in places {
             let Some(entry) = &entries[at] else { continue };
             let record = &entry.standing.record;
@@ -157,9 +159,13 @@ impl Class {
                 continue;
             }
             class.members += 1;
+            families.insert(key.wanted.family_at(record));
             class.tiers.entry(record.priority).or_default().push(u32::try_from(at).unwrap_or(u32::MAX));
             let floor = class.floors.entry(record.priority).or_insert(u64::MAX);
             *floor = (*floor).min(if entry.turn == 0 { u64::MAX } else { entry.turn });
+        }
+        if let (1, Some(family)) = (families.len(), families.first()) {
+            class.wanted = Wanted::Unlisted(*family);
         }
         class.floors.retain(|_, floor| *floor != u64::MAX);
         let enabled = |at: &u32| entries[*at as usize].as_ref().is_some_and(|e| e.standing.record.is_enabled());

@@ -127,7 +127,6 @@ impl Dispatch {
     pub(super) fn pick(&mut self, key: &ClassKey, tried: &[AccountId], now: Time) -> Option<(usize, bool)> {
         let id = self.class(key);
         let mut class = std::mem::take(&mut self.classes[id]);
-        class.wanted = key.wanted.clone();
         let mut from = i64::MIN;
         let mut found = None;
         while let Some((&priority, _)) = class.tiers.range(from..).next() {
@@ -269,7 +268,7 @@ impl Dispatch {
     pub(super) fn picked(&mut self, key: &ClassKey, at: usize, now: Time) {
         let id = self.class(key);
         let Some(entry) = &self.entries[at] else { return };
-        let share = self.share(entry, &key.wanted, now);
+        let share = self.share(entry, &self.classes[id].wanted, now);
         let (priority, own) = (entry.standing.record.priority, entry.standing.slots.vitals().first_byte());
         let floor = self.classes[id].floors.entry(priority).or_insert(0);
         let Some(entry) = &mut self.entries[at] else { return };
