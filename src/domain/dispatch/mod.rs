@@ -274,9 +274,16 @@ impl Dispatch {
 
     /// Every account's standing, with the number of waiting calls that it could take, in no order.
     pub fn survey(&self) -> Vec<(Standing, usize)> {
-        let groups: Vec<_> = self.line.groups().collect();
-        let count = |s: &Standing| groups.iter().filter(|(g, _)| g.fits(s)).map(|(_, n)| n).sum();
-        self.entries.iter().flatten().map(|e| (e.standing.clone(), count(&e.standing))).collect()
+        let mut counts = vec![0; self.entries.len()];
+        for (group, waiting) in self.line.groups() {
+            for at in self.within(&group.class.scope) {
+                if self.entries[at].as_ref().is_some_and(|e| group.fits(&e.standing)) {
+                    counts[at] += waiting;
+                }
+            }
+        }
+        let seen = self.entries.iter().zip(counts);
+        seen.filter_map(|(entry, waiting)| Some((entry.as_ref()?.standing.clone(), waiting))).collect()
     }
 
     /// The sessions whose home is remembered.
