@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::domain::affinity::Session;
 use crate::domain::health::{Asked, Attempted, Health, Policy};
 use crate::domain::slots::{Slots, Trial};
-use crate::domain::verdict::{Code, Verdict, Want};
+use crate::domain::verdict::{Code, Reason, Verdict, Want};
 use crate::domain::{self, Call, Endpoint, KeyId, Outcome, ProbeReport, Reading, Standing, Time};
 use crate::platform::Plan;
 use crate::store::{Event, Events};
@@ -30,8 +30,8 @@ pub struct Account {
     alarm: Option<SpawnHandle>,
     /// The trial that has been probed for: one probe each.
     probed_for: Option<Time>,
-    /// The codes that were reported last: a change of them is a transition.
-    told: Option<Vec<Code>>,
+    /// What was reported last, codes and the ends of windows: a change is a transition.
+    told: Option<Vec<(Code, Option<Time>)>>,
     retired: bool,
     /// Probes under way.
     probing: u32,
@@ -177,25 +177,23 @@ impl Account {
         let now = self.now();
         let Standing { record, health, .. } = &self.standing;
         let verdict = domain::verdict::verdict(record, health, domain::verdict::Load::default(), Want::default(), now);
-        let codes: Vec<Code> = verdict.reasons.iter().map(|r| r.code).collect();
-        if self.told.replace(codes.clone()).is_none_or(|before| before == codes) {
+        // Another window is another story, though its code is the same.
+        let end = |r: &Reason| r.until.filter(|_| r.code == Code::RateLimitedWindow);
+        let seen: Vec<_> = verdict.reasons.iter().map(|r| (r.code, end(r))).collect();
+        let before = self.told.replace(seen);
+        if before == self.told {
             return;
         }
         let evidence: Vec<_> = verdict.reasons.iter().map(|r| r.evidence.as_str()).collect();
         let event = Event {
             at: now,
             schedulable: verdict.schedulable,
-            reasons: codes.iter().map(|code| code.name().to_owned()).collect(),
+            reasons: verdict.reasons.iter().map(|r| r.code.name().to_owned()).collect(),
             cause: if evidence.is_empty() { cause.to_owned() } else { format!("{cause}: {}", evidence.join("; ")) },
         };
         let id = self.standing.record.id.clone();
-        tracing::info!(account = %id, schedulable = event.schedulable, reasons = ?event.reasons, cause = event.cause, "transition");
-        let events = self.surroundings.events.clone();
-        tokio::spawn(async move {
-            if let Err(error) = events.add_event(&id, event).await {
-                tracing::warn!(%error, account = %id, "an account's transition could not be kept");
-            }
-        });
+        let (events, first) = (self.surroundings.events.clone(), before.is_none());
+        tokio::spawn(keep_event(events, id, event, first));
     }
 
     fn report(&mut self, cause: &str, ctx: &mut Context<Self>) {
@@ -221,6 +219,26 @@ impl Account {
     fn forget(&mut self) {
         self.generation += 1;
         self.standing.health.forget();
+        self.standing.slots.vitals().forget_told();
+    }
+}
+
+/// Keeps a transition. The first look after a start is one only where it differs from what was kept last: what an
+/// earlier process had learnt is forgotten, and whoever reads the events is to know that.
+async fn keep_event(events: Arc<dyn Events>, id: domain::AccountId, event: Event, first: bool) {
+    let kept = async {
+        if first {
+            let last = events.events(&id).await?.into_iter().next();
+            if last.is_none_or(|last| (last.schedulable, &last.reasons) == (event.schedulable, &event.reasons)) {
+                return Ok(());
+            }
+        }
+        let Event { schedulable, reasons, cause, .. } = &event;
+        tracing::info!(account = %id, schedulable, ?reasons, cause, "transition");
+        events.add_event(&id, event).await
+    };
+    if let Err(error) = kept.await {
+        tracing::warn!(%error, account = %id, "an account's transition could not be kept");
     }
 }
 

@@ -14,14 +14,14 @@ use chrono::TimeDelta;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Proof that a call holds one slot of a key's own limit.
-#[derive(Debug)]
-pub struct Pass(#[allow(dead_code, reason = "held for its Drop")] Slot);
+/// Proof that a call holds one slot of a key's own limit. Clones are of one slot: it comes back with the last.
+#[derive(Debug, Clone)]
+pub struct Pass(#[allow(dead_code, reason = "held for its Drop")] Arc<Slot>);
 
 impl Pass {
     /// Takes one, unless the key is at its limit.
     pub fn take(slots: &Arc<Slots>) -> Option<Self> {
-        slots.try_take().map(Self)
+        slots.try_take().map(|slot| Self(Arc::new(slot)))
     }
 }
 
@@ -48,6 +48,12 @@ pub struct Granted {
     pub asked: Asked,
     /// The window over which successes are counted.
     pub window: TimeDelta,
+}
+
+/// What counts against an account in `status`; a connection that ended says nothing of it.
+fn is_fault(outcome: &Outcome) -> bool {
+    let of_connection = matches!(outcome, Outcome::Failed { fault } if fault.is_connections());
+    outcome.is_accounts_fault() && !of_connection
 }
 
 impl Permit {
@@ -80,6 +86,9 @@ impl Permit {
         let vitals = self.slot.of().vitals();
         if let Outcome::Success { status } = outcome {
             vitals.note_success(status, now, self.ticket.window);
+        }
+        if is_fault(&outcome) {
+            vitals.note_fault(now, self.ticket.window);
         }
         let good = matches!(outcome, Outcome::Answered { .. } | Outcome::Success { .. });
         if good && vitals.is_well() && !vitals.is_news(&readings) {

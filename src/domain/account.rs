@@ -111,6 +111,15 @@ impl ProbeKind {
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
     }
+
+    /// What to ask where this one leaves the question open.
+    pub fn next(self) -> Option<Self> {
+        match self {
+            Self::CountTokens => Some(Self::Models),
+            Self::Models => Some(Self::Messages),
+            Self::Messages | Self::None => None,
+        }
+    }
 }
 
 /// Which models an account serves.

@@ -20,8 +20,9 @@ pub(super) struct Breaker {
 pub(super) enum State {
     /// Calls flow; `streak` failures in a row were the last.
     Closed { streak: u32 },
-    /// No call until then, and from then on one at a time.
-    Open { since: Time, until: Time, trips: u32, evidence: String },
+    /// No call until then, and from then on one at a time. `probed`: a probe that does not prove much has put it off
+    /// already; the next word is a call's.
+    Open { since: Time, until: Time, trips: u32, evidence: String, probed: bool },
     /// Calls flow again, more and more of them. `opened`: a call granted before that says nothing. `proven`: one came
     /// to a good end; until then a failure is the trial's.
     SlowStart { opened: Time, since: Time, until: Time, trips: u32, streak: u32, proven: bool },
@@ -38,9 +39,9 @@ impl Breaker {
         matches!(self.state, State::Closed { streak: 0 })
     }
 
-    /// What time alone changes.
+    /// What time alone changes. A slow start in which nothing came to a good end proves nothing by being over.
     pub fn tick(&mut self, now: Time) {
-        if let State::SlowStart { until, streak, .. } = self.state
+        if let State::SlowStart { until, streak, proven: true, .. } = self.state
             && until <= now
         {
             self.state = State::Closed { streak };
@@ -86,7 +87,7 @@ impl Breaker {
         policy: &Policy,
     ) {
         self.failures = self.failures.plus_one(now, policy.breaker_window);
-        let failed = self.failures(now, policy.breaker_window);
+        let failed = self.failures.count(now, policy.breaker_window);
         let calls = failed.saturating_add(call.successes);
         let often =
             calls >= policy.breaker_minimum && failed.saturating_mul(100) >= policy.breaker_rate.saturating_mul(calls);
@@ -102,18 +103,40 @@ impl Breaker {
     fn trip(&mut self, trips: u32, evidence: &str, seed: u64, now: Time, policy: &Policy) {
         let wait = shorten(grow(policy.breaker_first, trips, policy.longest), seed, now, policy);
         let evidence = evidence.to_owned();
-        self.state = State::Open { since: now, until: now + wait, trips: trips.saturating_add(1), evidence };
+        let trips = trips.saturating_add(1);
+        self.state = State::Open { since: now, until: now + wait, trips, evidence, probed: false };
         // What opened it is done with: a recovered account starts with a clean sheet.
         self.failures = Tally::default();
     }
 
-    /// A probe failed: an open breaker stays open, for longer than before.
-    pub fn keep_open(&mut self, call: Attempted, seed: u64, now: Time, policy: &Policy) {
-        if let State::Open { since, trips, .. } = self.state
+    /// A probe failed: an open breaker stays open, for longer than before. Unless the failure is as sure as a call's
+    /// it puts off one trial, not one after the other: or an endpoint that is broken by itself would keep the account
+    /// out for ever. Too late, it says nothing: from `until` on calls decide.
+    pub fn keep_open(&mut self, sure: bool, call: Attempted, seed: u64, now: Time, policy: &Policy) {
+        if let State::Open { since, until, trips, probed, .. } = self.state
             && call.granted >= since
+            && until > now
+            && (sure || !probed)
         {
             self.trip(trips, "a probe failed", seed, now, policy);
+            if let State::Open { probed, .. } = &mut self.state {
+                *probed = !sure;
+            }
         }
+    }
+
+    /// Whether it keeps calls out, or some of them.
+    pub fn is_held_back(&self, now: Time) -> bool {
+        match self.state {
+            State::Open { .. } => true,
+            State::SlowStart { until, .. } => until > now,
+            State::Closed { .. } => false,
+        }
+    }
+
+    /// Whether the next failure would be the trial's.
+    pub fn is_on_trial(&self) -> bool {
+        matches!(self.state, State::Open { .. } | State::SlowStart { proven: false, .. })
     }
 
     /// The upstream began a good answer.
@@ -149,10 +172,6 @@ impl Breaker {
             State::Closed { streak } | State::SlowStart { streak, .. } => streak,
             State::Open { trips, .. } => trips,
         }
-    }
-
-    pub fn failures(&self, now: Time, window: TimeDelta) -> u32 {
-        self.failures.count(now, window)
     }
 }
 

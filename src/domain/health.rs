@@ -4,7 +4,7 @@
 //! circuit breaker (5xx, silence). What follows from them for a call is [`super::verdict`]'s. A time that the
 //! upstream named is kept to the letter; one that we guessed ends in a single trial call.
 
-use super::breaker::{Breaker, grow};
+use super::breaker::{Breaker, grow, shorten};
 use super::verdict::Code;
 use super::{Family, Fault, Limit, Outcome, Reading, Time, Window};
 use chrono::TimeDelta;
@@ -19,6 +19,8 @@ pub struct Policy {
     pub overloaded_first: TimeDelta,
     /// The longest guessed cooldown.
     pub longest: TimeDelta,
+    /// How long the trial after such a cooldown keeps other calls away, at the most.
+    pub trial: TimeDelta,
     /// The share of a guessed time that chance may take off, thousandths.
     pub jitter: u16,
     /// Failures in a row that open the breaker.
@@ -45,6 +47,7 @@ impl Default for Policy {
             rate_limited_first: TimeDelta::seconds(2),
             overloaded_first: TimeDelta::seconds(1),
             longest: TimeDelta::seconds(60),
+            trial: TimeDelta::seconds(5),
             jitter: 200,
             breaker_failures: 5,
             breaker_rate: 50,
@@ -90,6 +93,8 @@ pub(super) struct Cooldown {
     pub named: bool,
     /// How often in a row, where it did not.
     strikes: u32,
+    /// And how long its trial keeps others away.
+    pub trial: TimeDelta,
     pub evidence: String,
 }
 
@@ -98,6 +103,15 @@ impl Cooldown {
     pub fn family(&self) -> Option<Family> {
         self.of.and_then(|(_, family)| family)
     }
+}
+
+/// What an upstream said of how long it wants to be left alone.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    /// Until then, if it said so.
+    until: Option<Time>,
+    /// Kept without a trial at its end.
+    to_the_letter: bool,
 }
 
 /// The last outcome and its time.
@@ -166,14 +180,21 @@ impl Health {
                     Limit::Window { window, family } => (Code::RateLimitedWindow, Some((*window, *family))),
                 };
                 let source = header.unwrap_or("no time named");
-                self.cool_down(code, of, *until, &format!("status 429, {source}"), now, policy);
+                let said = Said { until: *until, to_the_letter: true };
+                self.cool_down(code, of, said, &format!("status 429, {source}"), call, now, policy);
             }
             Outcome::Overloaded { status, until } => {
                 let source = until.map_or("no time named", |_| "retry-after");
-                self.cool_down(Code::Overloaded, None, *until, &format!("status {status}, {source}"), now, policy);
+                // An overload of hours is a page of maintenance: asked again after the longest guess, by one call.
+                let last = now + policy.longest;
+                let said = Said { until: until.map(|t| t.min(last)), to_the_letter: until.is_none_or(|t| t <= last) };
+                let evidence = format!("status {status}, {source}");
+                self.cool_down(Code::Overloaded, None, said, &evidence, call, now, policy);
             }
             // The request, or an answer given before it was read, ended it: that says nothing of the account.
             Outcome::Failed { fault: Fault::EarlyClose } => {}
+            // Once it says nothing either, and there is but one trial.
+            Outcome::Failed { fault: Fault::Stale } if self.breaker.is_on_trial() => {}
             Outcome::ServerFault { status } => {
                 self.breaker.failed(&format!("status {status}"), call, self.seed, now, policy)
             }
@@ -190,6 +211,9 @@ impl Health {
             self.rejection.take_if(|r| r.code == Code::CredentialRejected && r.since <= call.granted);
         }
         if whole {
+            if matches!(outcome, Outcome::ServerFault { .. } | Outcome::Failed { .. }) {
+                self.breaker.keep_open(true, call, self.seed, now, policy);
+            }
             self.after(outcome, call, now, policy);
             if standing && self.probe_at().is_some_and(|at| at <= now) {
                 self.defer_probe(now, policy);
@@ -200,7 +224,10 @@ impl Health {
             Outcome::Success { .. } => drop(self.rejection.take_if(|r| r.code != Code::Billing)),
             Outcome::Failed { fault: Fault::EarlyClose } => {}
             Outcome::ServerFault { .. } | Outcome::Failed { .. } | Outcome::Overloaded { .. } => {
-                self.breaker.keep_open(call, self.seed, now, policy);
+                // Where nobody is there at all, messages have nowhere to go either.
+                let fault = if let Outcome::Failed { fault } = outcome { Some(fault) } else { None };
+                let sure = matches!(fault, Some(Fault::Connect | Fault::ConnectTimeout));
+                self.breaker.keep_open(sure, call, self.seed, now, policy);
             }
             Outcome::CredentialRejected { .. } | Outcome::Billing { .. } => {
                 return self.after(outcome, call, now, policy);
@@ -237,7 +264,8 @@ impl Health {
     pub fn defer_probe(&mut self, now: Time, policy: &Policy) {
         if let Some(rejection) = &mut self.rejection {
             rejection.probes += 1;
-            rejection.probe_at = now + grow(policy.probe_first, rejection.probes, policy.probe_longest);
+            let wait = grow(policy.probe_first, rejection.probes, policy.probe_longest);
+            rejection.probe_at = now + shorten(wait, self.seed, now, policy);
         }
     }
 
@@ -282,9 +310,9 @@ impl Health {
         self.readings.iter().filter(move |r| r.reset > now)
     }
 
-    /// Failures within the breaker's window, which is so long.
-    pub fn failures(&self, now: Time, window: TimeDelta) -> u32 {
-        self.breaker.failures(now, window)
+    /// Whether the breaker keeps calls out, or some of them.
+    pub fn is_held_back(&self, now: Time) -> bool {
+        self.breaker.is_held_back(now)
     }
 
     /// The upstream began a good answer: that ends what we only guessed of such calls. A time that the upstream named
@@ -297,45 +325,53 @@ impl Health {
     }
 
     fn reject(&mut self, code: Code, evidence: String, now: Time, policy: &Policy) {
-        match &self.rejection {
-            // Calls that were under way together are rejected together: that is one rejection.
-            Some(standing) if now < standing.probe_at => {}
-            Some(_) => self.defer_probe(now, policy),
-            None => {
-                let probe_at = now + policy.probe_first;
-                self.rejection = Some(Rejection { code, since: now, evidence, probes: 0, probe_at });
-            }
+        let Some(standing) = &mut self.rejection else {
+            let probe_at = now + shorten(policy.probe_first, self.seed, now, policy);
+            self.rejection = Some(Rejection { code, since: now, evidence, probes: 0, probe_at });
+            return;
+        };
+        if standing.code != code {
+            (standing.code, standing.since, standing.evidence) = (code, now, evidence);
+        }
+        // Calls that were under way together are rejected together: that is one rejection.
+        if now >= standing.probe_at {
+            self.defer_probe(now, policy);
         }
     }
 
     /// Of two cooldowns of one limit the one that ends later stands; but the upstream's word stands over a guess.
+    #[allow(clippy::too_many_arguments)] // one rule, and all that it hangs on
     fn cool_down(
         &mut self,
         code: Code,
         of: Option<(Window, Option<Family>)>,
-        said: Option<Time>,
+        said: Said,
         evidence: &str,
+        call: Attempted,
         now: Time,
         policy: &Policy,
     ) {
         let at = self.cooldowns.iter().position(|c| c.code == code && c.of == of);
         let old = at.map(|at| self.cooldowns.swap_remove(at));
+        let Said { until: said, to_the_letter: named } = said;
         let said = said.filter(|t| *t > now);
         let running = old.as_ref().filter(|c| c.until > now);
+        let trial = policy.trial;
         let new = match (said, running) {
             // Calls that were under way together are limited together: that is one strike.
             (None, Some(_)) => old,
+            (None, None) if old.as_ref().is_some_and(|c| call.granted < c.since) => old,
             (Some(said), Some(running)) if running.named && running.until >= said => old,
             (Some(until), _) => {
                 let since = running.map_or(now, |c| c.since);
-                Some(Cooldown { code, of, since, until, named: true, strikes: 0, evidence: evidence.to_owned() })
+                Some(Cooldown { code, of, since, until, named, strikes: 0, trial, evidence: evidence.to_owned() })
             }
             (None, None) => {
                 let strikes = old.map_or(0, |c| c.strikes) + 1;
                 let first = if code == Code::Overloaded { policy.overloaded_first } else { policy.rate_limited_first };
-                let wait = super::breaker::shorten(grow(first, strikes - 1, policy.longest), self.seed, now, policy);
+                let wait = shorten(grow(first, strikes - 1, policy.longest), self.seed, now, policy);
                 let evidence = format!("{evidence}, {strikes} in a row");
-                Some(Cooldown { code, of, since: now, until: now + wait, named: false, strikes, evidence })
+                Some(Cooldown { code, of, since: now, until: now + wait, named: false, strikes, trial, evidence })
             }
         };
         self.cooldowns.extend(new);

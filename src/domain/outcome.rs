@@ -136,6 +136,9 @@ pub enum Fault {
     /// Nothing came for longer than the idle timeout.
     #[error("the upstream's answer stopped coming")]
     IdleTimeout,
+    /// A stream that began well ended with an error event of the upstream's own making.
+    #[error("the upstream ended its stream with an error")]
+    ErrorEvent,
 }
 
 impl Fault {
@@ -152,6 +155,7 @@ impl Fault {
             Self::Protocol => "upstream_protocol",
             Self::Cut => "upstream_cut",
             Self::IdleTimeout => "upstream_idle_timeout",
+            Self::ErrorEvent => "upstream_error_event",
         }
     }
 

@@ -22,8 +22,8 @@ pub struct Slots {
     in_use: AtomicU32,
     /// Somebody wants to know of the next slot that is given back.
     watched: AtomicBool,
-    /// The one call that a half-open account may have is under way.
-    trial: AtomicBool,
+    /// When the one call that a half-open account may have began: milliseconds since 1970; 0 is none under way.
+    trial: AtomicI64,
     bell: OnceLock<Bell>,
     vitals: Vitals,
 }
@@ -46,14 +46,18 @@ impl Slots {
         self.in_use.fetch_update(SeqCst, SeqCst, more).ok().map(|_| Slot(self.clone()))
     }
 
-    /// Takes the one trial of a half-open account, unless it is under way.
-    pub fn try_trial(self: &Arc<Self>) -> Option<Trial> {
-        (!self.trial.swap(true, SeqCst)).then(|| Trial(self.clone()))
+    /// Takes the one trial of a half-open account, unless another began since `seen` (see [`Slots::on_trial`]) was
+    /// looked at. One that was seen under way is the trial no longer.
+    pub fn try_trial(self: &Arc<Self>, seen: Option<Time>, now: Time) -> Option<Trial> {
+        let (seen, began) = (seen.map_or(0, |at| at.timestamp_millis()), now.timestamp_millis().max(1));
+        let taken = self.trial.compare_exchange(seen, began, SeqCst, SeqCst);
+        taken.ok().map(|_| Trial { slots: self.clone(), began })
     }
 
-    /// Whether the trial is under way.
-    pub fn on_trial(&self) -> bool {
-        self.trial.load(SeqCst)
+    /// Since when the trial is under way, if it is.
+    pub fn on_trial(&self) -> Option<Time> {
+        let began = self.trial.load(SeqCst);
+        chrono::DateTime::from_timestamp_millis(began).filter(|_| began != 0)
     }
 
     /// From now on the next slot, or trial, that is given back rings the bell. Look once more after this: one may
@@ -119,12 +123,16 @@ impl Drop for Slot {
 
 /// The trial call of a half-open account; dropping it lets the next one try.
 #[derive(Debug)]
-pub struct Trial(Arc<Slots>);
+pub struct Trial {
+    slots: Arc<Slots>,
+    began: i64,
+}
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        self.0.trial.store(false, SeqCst);
-        self.0.ring();
+        // Another may be the trial by now.
+        let _ = self.slots.trial.compare_exchange(self.began, 0, SeqCst, SeqCst);
+        self.slots.ring();
     }
 }
 
@@ -137,6 +145,8 @@ pub struct Vitals {
     /// The last success: milliseconds since 1970 times 1,000, plus its status; 0 is none.
     last_success: AtomicI64,
     successes: SharedTally,
+    /// Calls that failed by the account's fault, of whatever kind.
+    faults: SharedTally,
     /// Microseconds to the first byte, smoothed; 0 is none yet.
     first_byte: AtomicU32,
     /// The [`super::window::fingerprint`] of the readings that the account was last told.
@@ -161,6 +171,21 @@ impl Vitals {
     pub fn note_success(&self, status: u16, now: Time, window: TimeDelta) {
         self.last_success.store(now.timestamp_millis() * 1_000 + i64::from(status), Relaxed);
         self.successes.add(now, window);
+    }
+
+    /// One more call that failed by the account's fault, within a window of this length.
+    pub fn note_fault(&self, now: Time, window: TimeDelta) {
+        self.faults.add(now, window);
+    }
+
+    /// Such calls within the last `window`.
+    pub fn faults(&self, now: Time, window: TimeDelta) -> u32 {
+        self.faults.get().count(now, window)
+    }
+
+    /// What the account was told is forgotten: the next reading is news.
+    pub fn forget_told(&self) {
+        self.told.store(0, Relaxed);
     }
 
     /// The last success: when, and its status.
@@ -250,11 +275,18 @@ mod tests {
         drop(a);
         drop(b);
         assert_eq!(rung.load(SeqCst), 1);
-        let trial = slots.try_trial().unwrap();
-        assert!(slots.try_trial().is_none() && slots.on_trial());
+        let at = |ms: i64| chrono::DateTime::from_timestamp_millis(1_800_000_000_000 + ms).unwrap();
+        let trial = slots.try_trial(None, at(0)).unwrap();
+        assert!(slots.try_trial(None, at(1)).is_none() && slots.on_trial() == Some(at(0)));
         slots.watch();
         drop(trial);
-        assert!(!slots.on_trial() && rung.load(SeqCst) == 2);
+        assert!(slots.on_trial().is_none() && rung.load(SeqCst) == 2);
+        let late = slots.try_trial(None, at(2)).unwrap();
+        let next = slots.try_trial(Some(at(2)), at(9)).unwrap();
+        drop(late);
+        assert_eq!(slots.on_trial(), Some(at(9)), "one that took too long ends no other's trial");
+        drop(next);
+        assert!(slots.on_trial().is_none());
     }
 
     /// The promise that no wake-up is lost: whoever watches and then finds all slots taken is told.

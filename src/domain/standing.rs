@@ -50,7 +50,8 @@ impl Standing {
     /// # Errors
     /// The verdict that does not allow it.
     pub fn grant(&self, want: Want, bounded: bool, now: Time) -> Result<Grant, Verdict> {
-        let seen = self.glance(self.load(0, bounded), want, now);
+        let before = self.load(0, bounded);
+        let seen = self.glance(before, want, now);
         if !seen.schedulable() {
             return Err(self.verdict(want, bounded, now));
         }
@@ -59,10 +60,11 @@ impl Standing {
             let load = Load { in_use: self.slots.limit(), ..self.load(0, bounded) };
             return Err(verdict(&self.record, &self.health, load, want, now));
         };
-        let trial = if seen.half_open { self.slots.try_trial() } else { None };
-        if seen.half_open && trial.is_none() {
-            // A trial is under way, or began between the look and the take: does that keep the call out?
-            let said = verdict(&self.record, &self.health, Load { in_use: 0, on_trial: true, bounded }, want, now);
+        let trial = if seen.trial { self.slots.try_trial(before.on_trial, now) } else { None };
+        if seen.trial && trial.is_none() {
+            // Another began between the look and the take: does that keep the call out?
+            let load = Load { in_use: 0, on_trial: Some(now), bounded };
+            let said = verdict(&self.record, &self.health, load, want, now);
             if !said.schedulable {
                 return Err(said);
             }

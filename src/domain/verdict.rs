@@ -51,8 +51,11 @@ pub enum Code {
 /// How much a reason weighs; the graver is the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Grade {
-    /// Full, as full as its slow start allows, or its one trial is under way: free at any moment.
+    /// Full, or the trial after a guessed time is under way: free at any moment.
     Busy,
+    /// Its breaker lets in no more for now: its one trial is under way, or it is as full as its slow start allows.
+    /// Free at any moment too, but a fault of the pool where too many are so.
+    Held,
     /// Its breaker is open.
     Ejected,
     /// The operator or the upstream keeps it out.
@@ -177,8 +180,8 @@ impl<'a> Want<'a> {
 pub struct Load {
     /// Slots taken.
     pub in_use: u32,
-    /// The one call of a half-open account is under way.
-    pub on_trial: bool,
+    /// Since when the one call of a half-open account is under way, if it is.
+    pub on_trial: Option<Time>,
     /// Too much of its class is ejected already: the breaker is only told.
     pub bounded: bool,
 }
@@ -197,10 +200,10 @@ pub fn verdict(account: &Account, health: &Health, load: Load, want: Want, now: 
 /// The same verdict in brief, for the Scheduler's walk over many accounts: nothing is allocated.
 pub fn glance(account: &Account, health: &Health, load: Load, want: Want, now: Time) -> Glance {
     let (obstacle, end, change) = (None, Some(now), None);
-    let mut glance = Glance { obstacle, end, change, loaded: false, last_resort: false, half_open: false };
+    let mut glance = Glance { obstacle, end, change, loaded: false, last_resort: false, trial: false };
     weigh(account, health, load, want, now, |code, weight, _, until, _| {
         glance.last_resort |= weight == Weight::PutAside;
-        glance.half_open |= code == Code::HalfOpen;
+        glance.trial |= code == Code::HalfOpen && weight == Weight::Told;
         let Weight::Blocks(grade) = weight else { return };
         if glance.obstacle.is_none_or(|(_, gravest)| grade > gravest) {
             glance.obstacle = Some((code, grade));
@@ -208,7 +211,7 @@ pub fn glance(account: &Account, health: &Health, load: Load, want: Want, now: T
         glance.loaded |= matches!(code, Code::AtCapacity | Code::HalfOpen | Code::SlowStart);
         glance.change = [glance.change, until].into_iter().flatten().min();
         // A slot frees itself at any moment: it has no time of its own, and puts no other off.
-        if grade != Grade::Busy {
+        if grade > Grade::Held {
             glance.end = glance.end.zip(until).map(|(a, b)| a.max(b));
         }
     });
@@ -229,7 +232,7 @@ pub struct Glance {
     /// It may take the call, but others should be asked first.
     pub last_resort: bool,
     /// The call would be its trial.
-    pub half_open: bool,
+    pub trial: bool,
 }
 
 impl Glance {
@@ -312,7 +315,6 @@ fn weigh_cooldowns(
     now: Time,
     say: &mut impl FnMut(Code, Weight, Option<Time>, Option<Time>, Say),
 ) {
-    let busy = if load.on_trial { Weight::Blocks(Grade::Busy) } else { Weight::Told };
     for c in &health.cooldowns {
         let weight = match (c.family(), want.family) {
             (Some(limited), Some(wanted)) if wanted != Some(limited) => continue,
@@ -327,7 +329,10 @@ fn weigh_cooldowns(
             };
             say(c.code, weight, Some(c.since), Some(c.until), &evidence);
         } else if !c.named {
-            say(Code::HalfOpen, busy, Some(c.until), None, &|| format!("after {}: {}", c.code.name(), c.evidence));
+            // What an upstream refuses it refuses at once: a trial that takes long has been let in.
+            let end = load.on_trial.map(|began| began + c.trial).filter(|end| *end > now);
+            let weight = end.map_or(Weight::Told, |_| Weight::Blocks(Grade::Busy));
+            say(Code::HalfOpen, weight, Some(c.until), end, &|| format!("after {}: {}", c.code.name(), c.evidence));
         }
     }
 }
@@ -345,14 +350,14 @@ fn weigh_breaker(
             say(Code::BreakerOpen, or_aside(Grade::Ejected), Some(*since), Some(*until), &|| evidence.clone());
         }
         State::Open { until, evidence, .. } => {
-            let weight = if load.on_trial { or_aside(Grade::Busy) } else { Weight::Told };
+            let weight = load.on_trial.map_or(Weight::Told, |_| or_aside(Grade::Held));
             say(Code::HalfOpen, weight, Some(*until), None, &|| evidence.clone());
         }
         State::SlowStart { since, until, .. } if *until > now => {
             let (open, next) = ramp(account.concurrency_limit, *since, *until, now);
             let full = load.in_use >= open;
             let evidence = || format!("{} in use of {open} of {} slots", load.in_use, account.concurrency_limit);
-            let (weight, end) = if full { (or_aside(Grade::Busy), next) } else { (Weight::Told, *until) };
+            let (weight, end) = if full { (or_aside(Grade::Held), next) } else { (Weight::Told, *until) };
             say(Code::SlowStart, weight, Some(*since), Some(end), &evidence);
         }
         State::SlowStart { .. } | State::Closed { .. } => {}

@@ -23,9 +23,12 @@ const LARGEST_DECODED: usize = 64 << 20;
 pub enum Terminal {
     /// `message_stop`
     Stop,
-    /// `error`
-    Error,
+    /// `error`; `of_client`: what was asked is at fault, not the upstream.
+    Error { of_client: bool },
 }
+
+/// Error types that speak of the request (docs.anthropic.com/en/api/errors).
+const OF_CLIENT: [&str; 4] = ["invalid_request_error", "not_found_error", "permission_error", "request_too_large"];
 
 /// The reader beside one answer.
 pub struct Meter {
@@ -158,7 +161,10 @@ impl Events for Seen {
             Some("message_start") => event.message.and_then(|m| m.usage).unwrap_or_default().lay_over(&mut self.usage),
             Some("message_delta") => event.usage.unwrap_or_default().lay_over(&mut self.usage),
             Some("message_stop") => self.terminal = Some(Terminal::Stop),
-            Some("error") => self.terminal = Some(Terminal::Error),
+            Some("error") => {
+                let kind = event.error.and_then(|e| e.kind).unwrap_or_default();
+                self.terminal = Some(Terminal::Error { of_client: OF_CLIENT.contains(&kind.as_str()) });
+            }
             _ => {}
         }
     }
@@ -170,6 +176,13 @@ struct Event {
     kind: Option<String>,
     message: Option<Body>,
     usage: Option<WireUsage>,
+    error: Option<WireError>,
+}
+
+#[derive(Deserialize)]
+struct WireError {
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -268,7 +281,7 @@ mod tests {
     #[test]
     fn an_error_event_is_terminal() {
         let meter = read(None, b"event: error\ndata: {\"type\":\"error\"}\n\n", 4);
-        assert_eq!(meter.terminal(), Some(Terminal::Error));
+        assert_eq!(meter.terminal(), Some(Terminal::Error { of_client: false }));
     }
 
     #[test]

@@ -36,6 +36,7 @@ const RANGES: &[(&str, Range)] = &[
     ("health.rate_limited_first", Range::Span(MOMENT, DAY)),
     ("health.overloaded_first", Range::Span(MOMENT, DAY)),
     ("health.longest", Range::Span(MOMENT, DAY)),
+    ("health.trial", Range::Span(MOMENT, DAY)),
     ("health.jitter", Range::Whole(0, 50)),
     ("health.breaker_failures", Range::Whole(1, 1_000)),
     ("health.breaker_rate", Range::Whole(1, 100)),
@@ -300,7 +301,7 @@ mod tests {
     #[test]
     fn every_number_and_duration_has_a_range_that_its_default_fits() {
         let known = Layers::new().known;
-        assert_eq!(known.len(), 53, "{known:?}");
+        assert_eq!(known.len(), 54, "{known:?}");
         for (path, default) in &known {
             let range = RANGES.iter().find(|(name, _)| name == path);
             let needs = default.is_integer() || default.as_str().is_some_and(|text| parse_duration(text).is_ok());

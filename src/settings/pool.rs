@@ -8,16 +8,22 @@ use std::time::Duration;
 section! {
     /// `[health]`; the durations grow from the first to the longest.
     Health {
-        /// First cooldown after a 429 that names no time, 1ms to 24h. Default 2s.
+        /// First cooldown after a 429 that names no time, 1ms to 24h. Default 2s: such limits are of seconds; the
+        /// median recovery that operators report is 17 s, which the fourth try is past.
         #[serde(with = "humantime_serde")]
         rate_limited_first: Duration = 2 * SECOND,
-        /// First cooldown after a 529 or 503 that names no time, 1ms to 24h. Default 1s.
+        /// First cooldown after a 529 or 503 that names no time, 1ms to 24h. Default 1s, as the first wait of the
+        /// upstream's own SDKs (0.5 s to 8 s), doubled.
         #[serde(with = "humantime_serde")]
         overloaded_first: Duration = SECOND,
         /// The longest time that is guessed: of these two kinds, and of an open breaker, 1ms to 24h. Default 60s,
         /// as linkerd's.
         #[serde(with = "humantime_serde")]
         longest: Duration = MINUTE,
+        /// How long the one trial call after such a guess keeps others away, 1ms to 24h: an upstream refuses at once
+        /// what it refuses, and one that thinks for longer has let the call in. Default 5s.
+        #[serde(with = "humantime_serde")]
+        trial: Duration = 5 * SECOND,
         /// The share of a guessed time that chance may take off, percent, 0 to 50. Default 20.
         jitter: u16 = 20,
         /// Failures in a row (5xx, no answer, half an answer) that open the breaker, 1 to 1000. Default 5, as Envoy's

@@ -29,6 +29,7 @@ fn policy(health: &Health) -> Policy {
         rate_limited_first: span(health.rate_limited_first),
         overloaded_first: span(health.overloaded_first),
         longest: span(health.longest),
+        trial: span(health.trial),
         jitter: health.jitter * 10,
         breaker_failures: health.breaker_failures,
         breaker_rate: health.breaker_rate,

@@ -229,8 +229,13 @@ impl<B: Booking> Answer<B> {
     }
 
     fn whole(&mut self) {
-        let failed = !self.expect.success || self.meter.terminal() == Some(Terminal::Error);
-        self.end(if failed { Ending::UpstreamError } else { Ending::Complete }, None);
+        match self.meter.terminal() {
+            Some(Terminal::Error { of_client }) => {
+                self.end(Ending::UpstreamError, (!of_client).then_some(Fault::ErrorEvent));
+            }
+            _ if !self.expect.success => self.end(Ending::UpstreamError, None),
+            _ => self.end(Ending::Complete, None),
+        }
     }
 
     /// True if the answer can be taken for whole now that no more of it comes.

@@ -7,7 +7,7 @@ use claude_relay::domain::health::{Asked, Attempted, Health, Policy};
 use claude_relay::domain::slots::Slots;
 use claude_relay::domain::standing::Grant;
 use claude_relay::domain::verdict::{Code, Load, Want, verdict};
-use claude_relay::domain::{Family, Fault, Outcome, Standing, Time};
+use claude_relay::domain::{Family, Fault, Limit, Outcome, Standing, Time};
 use proptest::prelude::*;
 use std::sync::{Arc, Barrier};
 
@@ -185,7 +185,7 @@ fn a_half_open_account_lets_exactly_one_in() {
         assert!(trial.trial.is_some());
         drop(trial);
         assert!(ask().is_ok(), "the next one may try");
-        assert!(!standing.slots.on_trial());
+        assert!(standing.slots.on_trial().is_none());
     }
 }
 
@@ -206,7 +206,7 @@ fn a_half_open_account_lets_exactly_one_thread_in() {
         let granted: Vec<Grant> = threads.into_iter().filter_map(|t| t.join().unwrap()).collect();
         assert_eq!((granted.len(), standing.slots.in_use()), (1, 1));
         drop(granted);
-        assert!(!standing.slots.on_trial() && standing.slots.in_use() == 0);
+        assert!(standing.slots.on_trial().is_none() && standing.slots.in_use() == 0);
     }
 }
 
@@ -219,6 +219,98 @@ fn a_breaker_that_is_put_aside_does_not_lift_the_limit() {
         assert_eq!(granted.len(), 5);
         assert!(granted.iter().filter(|g| g.trial.is_some()).count() <= 1);
     }
+}
+
+/// After a guessed time the trial keeps others away for a while, not for as long as its answer takes: what an upstream
+/// refuses it refuses at once. The trial of a breaker is strict: a call that hangs is what it is there to find.
+#[test]
+fn a_trial_that_takes_long_holds_others_up_only_where_silence_is_a_fault() {
+    let (policy, now) = (Policy::default(), at(60_000));
+    let mut limited = Health::new(5);
+    limited.after(Came::Limited(Limit::Burst, None).at(at(0)), fresh(at(0)), at(0), &policy);
+    for (health, next) in [(limited, true), (tripped(&policy), false)] {
+        let standing = standing(health, 5);
+        let first = standing.grant(of(None), false, now).unwrap();
+        assert!(standing.grant(of(None), false, now + policy.trial - ms(1)).is_err());
+        let second = standing.grant(of(None), false, now + policy.trial);
+        assert_eq!(second.is_ok_and(|grant| grant.trial.is_some()), next);
+        drop(first);
+    }
+}
+
+/// An endpoint that is broken by itself says nothing of messages: it may put off one trial, not all of them. A connection
+/// that is refused says it of all.
+#[test]
+fn a_probe_of_another_endpoint_does_not_keep_an_account_out_for_ever() {
+    let policy = Policy::default();
+    let refused = Outcome::Failed { fault: Fault::Connect };
+    for (outcome, puts_off) in [(Outcome::ServerFault { status: 500 }, 1), (FAILED, 1), (refused, 6)] {
+        let mut health = tripped(&policy);
+        let mut put_off = 0;
+        for _ in 0..6 {
+            let until = open_until(&health).unwrap();
+            let now = until - ms(100);
+            let call = Attempted { asked: Asked::Other, ..fresh(now) };
+            health.probed(outcome.clone(), false, call, now, &policy);
+            put_off += i32::from(open_until(&health) > Some(until));
+        }
+        assert_eq!(put_off, puts_off, "{outcome:?}");
+        // After a call has failed, it may put off the next one.
+        let now = open_until(&health).unwrap();
+        health.after(FAILED, fresh(now), now, &policy);
+        let (until, now) = (open_until(&health).unwrap(), open_until(&health).unwrap() - ms(100));
+        health.probed(outcome.clone(), false, fresh(now), now, &policy);
+        assert!(open_until(&health) > Some(until), "{outcome:?}");
+    }
+}
+
+/// A probe that is a message like any client's is as sure as a client's call.
+#[test]
+fn a_message_that_fails_as_a_probe_keeps_it_out() {
+    let (policy, mut health) = (Policy::default(), tripped(&Policy::default()));
+    for _ in 0..6 {
+        let until = open_until(&health).unwrap();
+        let now = until - ms(100);
+        health.probed(FAILED, true, fresh(now), now, &policy);
+        assert!(open_until(&health) > Some(until));
+    }
+}
+
+/// A slow start is over when its time is, but only for an account that has served a call to its end.
+#[test]
+fn time_alone_does_not_prove_an_account() {
+    let (policy, mut health) = (Policy::default(), tripped(&Policy::default()));
+    let (begun, hung) = (Outcome::Answered { status: 200 }, Outcome::Failed { fault: Fault::IdleTimeout });
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        let now = open_until(&health).unwrap();
+        health.after(begun.clone(), fresh(now), now, &policy);
+        let later = now + policy.slow_start * 10;
+        health.after(hung.clone(), fresh(now), later, &policy);
+        waits.push(open_until(&health).expect("one failure is the trial's") - later);
+    }
+    assert!(waits.is_sorted() && waits[3] > waits[0] * 4, "{waits:?}");
+}
+
+/// An idle connection that is closed as it is used again fails no trial.
+#[test]
+fn a_stale_connection_is_no_trial() {
+    let (policy, mut health) = (Policy::default(), tripped(&Policy::default()));
+    let now = open_until(&health).unwrap();
+    health.after(Outcome::Failed { fault: Fault::Stale }, fresh(now), now, &policy);
+    assert_eq!(open_until(&health), Some(now));
+}
+
+/// Who is refused the credential after the money, or the other way round, is told the later of the two.
+#[test]
+fn a_rejection_of_another_kind_replaces_the_first() {
+    let (policy, mut health) = (Policy::default(), Health::new(5));
+    health.after(Outcome::Billing { status: 400 }, fresh(at(0)), at(0), &policy);
+    health.after(Outcome::CredentialRejected { status: 401 }, fresh(at(5)), at(5), &policy);
+    let said = says(&health, Want::default(), at(6));
+    let [reason] = said.reasons.as_slice() else { panic!("{said:?}") };
+    assert_eq!((reason.code, reason.since), (Code::CredentialRejected, Some(at(5))));
+    assert!(reason.evidence.contains("401") && !health.wants_money());
 }
 
 /// A good beginning lets more calls in; only a good end takes the failures before it away.

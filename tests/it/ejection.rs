@@ -202,21 +202,154 @@ async fn a_sole_account_is_never_put_out_by_its_breaker() {
 async fn a_probe_that_fails_keeps_it_out_without_a_clients_call() {
     let upstream = FakeUpstream::start();
     let relay = TestRelay::start_with(|s| s.health.breaker_first = Duration::from_millis(60)).await;
-    relay.add_account("a", &upstream, json!({"probe": "count_tokens", "priority": 1})).await;
+    relay.add_account("a", &upstream, json!({"probe": "messages", "priority": 1})).await;
     relay.add_account("b", &upstream, json!({"priority": 2})).await;
     let key = relay.add_key(json!({})).await;
     upstream.always_for("token-of-a", Reply::json(500, json!({})));
     for _ in 0..5 {
         assert_eq!(relay.send(message(&key)).await.status, 200);
     }
-    upstream.wait_until_async(|u| u.requests().iter().filter(|r| r.path.contains("count_tokens")).count() >= 3).await;
-    let (messages, probes): (Vec<_>, Vec<_>) = upstream
-        .requests()
-        .into_iter()
-        .filter(|r| r.credential.as_deref() == Some("token-of-a"))
-        .partition(|r| !r.path.contains("count_tokens"));
-    assert_eq!(messages.len(), 5, "a client's call was spent on it");
-    assert!(probes.iter().all(|p| p.header("user-agent").is_some_and(|ua| ua.starts_with("claude-relay/"))));
+    let own = |r: &&crate::fake_upstream::Recorded| {
+        r.credential.as_deref() == Some("token-of-a")
+            && r.header("user-agent").is_some_and(|ua| ua.starts_with("claude-relay/"))
+    };
+    upstream.wait_until_async(|u| u.requests().iter().filter(own).count() >= 3).await;
+    let of_a = upstream.requests().iter().filter(|r| r.credential.as_deref() == Some("token-of-a")).count();
+    assert_eq!(of_a - upstream.requests().iter().filter(own).count(), 5, "a client's call was spent on it");
+}
+
+/// An upstream whose count_tokens is broken, by itself: messages alone decide.
+#[actix_rt::test]
+async fn a_probe_that_cannot_be_answered_keeps_nobody_out_for_long() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| s.health.breaker_first = Duration::from_millis(60)).await;
+    for (id, priority) in [("a", 1), ("b", 2), ("c", 3)] {
+        relay.add_account(id, &upstream, json!({"probe": "count_tokens", "priority": priority})).await;
+    }
+    let key = relay.add_key(json!({})).await;
+    upstream.always_for("token-of-a", Reply::json(500, json!({})));
+    for _ in 0..5 {
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+    }
+    assert_eq!(relay.reasons("a").await, ["breaker_open"]);
+    upstream.always_for("token-of-a", Reply::json(500, json!({})));
+    upstream.wait_until_async(|u| u.requests().iter().any(|r| r.path.contains("count_tokens"))).await;
+    // Messages of "a" are well again; everything else is not.
+    upstream.forget_for("token-of-a");
+    upstream.answer_with(|r| match r.path.contains("count_tokens") || r.path.contains("models") {
+        true => Reply::json(500, json!({})),
+        false => Reply::message("back", USAGE),
+    });
+    let since = Instant::now();
+    while relay.account_status("a").await["schedulable"] != json!(true) {
+        assert!(since.elapsed() < Duration::from_secs(10), "{}", relay.account_status("a").await);
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+    }
+}
+
+/// The trial of a sole account may take as long as a model thinks: that is no reason to turn the others away.
+#[actix_rt::test]
+async fn a_sole_account_takes_calls_while_its_trial_is_under_way() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| {
+        s.health.breaker_first = Duration::from_millis(1);
+        s.queue.timeout = Duration::ZERO;
+        s.upstream.abort_linger = Duration::ZERO;
+    })
+    .await;
+    relay.add_account("a", &upstream, json!({"probe": "none", "concurrencyLimit": 9})).await;
+    let key = relay.add_key(json!({})).await;
+    for _ in 0..5 {
+        upstream.next(Reply::json(500, json!({})));
+        assert_eq!(relay.send(message(&key)).await.status, 500);
+    }
+    while relay.reasons("a").await != ["half_open"] {
+        tokio::task::yield_now().await;
+    }
+    upstream.next(Reply::message("thinking", USAGE).hang());
+    let trial = relay.open_later(message(&key));
+    upstream.wait_requests_async(6).await;
+    let status = relay.account_status("a").await;
+    assert_eq!((&status["schedulable"], &status["last_resort"]), (&json!(true), &json!(true)), "{status}");
+    // Nor is its slow start one.
+    for _ in 0..3 {
+        upstream.next(Reply::stream(&["one"], USAGE).hang_after(200));
+        let mut held = relay.open(stream(&key)).await;
+        assert_eq!(held.status, 200);
+        held.next().await;
+        tokio::spawn(async move { held.leave() });
+    }
+    trial.abort();
+    relay.idle().await;
+}
+
+/// A stream that begins well and ends with the upstream's own error is no success.
+#[actix_rt::test]
+async fn a_stream_that_ends_with_an_error_event_counts_as_the_failure_it_is() {
+    let upstream = FakeUpstream::start();
+    let error = |kind: &str| {
+        let error = json!({"type": "error", "error": {"type": kind, "message": "x"}});
+        Reply::sse(&format!("event: ping\ndata: {{\"type\": \"ping\"}}\n\nevent: error\ndata: {error}\n\n"))
+    };
+    for (kind, out) in [("overloaded_error", true), ("api_error", true), ("invalid_request_error", false)] {
+        let relay = TestRelay::start().await;
+        for (id, priority) in [("a", 1), ("b", 2)] {
+            relay.add_account(id, &upstream, json!({"probe": "none", "priority": priority})).await;
+        }
+        let key = relay.add_key(json!({})).await;
+        upstream.always_for("token-of-a", error(kind));
+        for _ in 0..5 {
+            assert!(relay.send(stream(&key)).await.text().contains(kind));
+            relay.idle().await;
+        }
+        let told = if out { vec!["breaker_open".to_owned()] } else { Vec::new() };
+        assert_eq!(relay.reasons("a").await, told, "{kind}");
+        assert_eq!(relay.endings().await, [("upstream_error".to_owned(), 5)]);
+    }
+}
+
+/// The share of calls that went well is told of an account that is out too, and whatever the fault was.
+#[actix_rt::test]
+async fn the_success_rate_outlives_the_breaker_and_counts_every_fault() {
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
+    for (id, priority) in [("a", 1), ("b", 2), ("c", 3)] {
+        relay.add_account(id, &upstream, json!({"probe": "none", "priority": priority})).await;
+    }
+    let key = relay.add_key(json!({})).await;
+    for _ in 0..10 {
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+    }
+    upstream.always_for("token-of-a", Reply::json(500, json!({})));
+    for _ in 0..5 {
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+    }
+    upstream.always_for("token-of-b", limited(&[("retry-after", "9".to_owned())]));
+    assert_eq!(relay.send(message(&key)).await.status, 200);
+    let rate = async |id: &str| relay.account_status(id).await["success_rate"].as_f64().unwrap();
+    assert!((rate("a").await - 10.0 / 15.0).abs() < 0.01, "{}", rate("a").await);
+    assert!((rate("b").await - 5.0 / 6.0).abs() < 0.01, "{}", rate("b").await);
+}
+
+/// What an earlier process had learnt is forgotten, and the events say so.
+#[actix_rt::test]
+async fn events_outlive_the_process_and_say_what_it_forgot() {
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
+    relay.add_account("a", &upstream, json!({"probe": "none"})).await;
+    relay.add_account("b", &upstream, json!({})).await;
+    let key = relay.add_key(json!({"accounts": ["a"]})).await;
+    upstream
+        .next(Reply::json(401, json!({"type": "error", "error": {"type": "authentication_error", "message": "no"}})));
+    assert_eq!(relay.send(message(&key)).await.status, 401);
+    while transitions(&relay, "a").await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let dir = relay.stop().await;
+    let relay = TestRelay::start_in(dir, |_| {}).await;
+    while transitions(&relay, "a").await.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(transitions(&relay, "a").await, ["[]", r#"["credential_rejected"]"#]);
+    assert!(transitions(&relay, "b").await.is_empty(), "what was well and is well is no news");
 }
 
 #[actix_rt::test]

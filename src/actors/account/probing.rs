@@ -54,11 +54,13 @@ impl Account {
 
     fn errand(&self, now: Time) -> Option<(Time, Errand)> {
         let Standing { record, health, slots } = &self.standing;
-        let probed = record.is_enabled() && record.probe != ProbeKind::None && self.plan.is_some();
+        let expired = record.expires_at.is_some_and(|end| end <= now);
+        let probed = record.is_enabled() && !expired && record.probe != ProbeKind::None && self.plan.is_some();
         let rejected = health.probe_at().filter(|_| probed);
         // One that has failed just now is not asked at once: half of a short wait is left to it.
         let before = |at: Time| at - LEAD.min((at - now) / 2);
-        let trial = health.trial_at(now).filter(|at| probed && !slots.on_trial() && self.probed_for != Some(*at));
+        let trial =
+            health.trial_at(now).filter(|at| probed && slots.on_trial().is_none() && self.probed_for != Some(*at));
         let said = verdict(record, health, Load::default(), Want::default(), now);
         let over = said.reasons.iter().filter_map(|r| r.until).filter(|until| *until > now).min();
         let expires = record.expires_at.filter(|end| *end > now);
@@ -93,6 +95,16 @@ impl Account {
     }
 }
 
+/// Whether a probe's answer leaves open what it was to find out, so that another endpoint is asked: it has none such,
+/// or fails there in a way that tells nothing about a rejected credential.
+fn leaves_open(outcome: &Outcome, rejected: bool) -> bool {
+    match outcome {
+        Outcome::Neutral { status } => matches!(status, 404 | 405),
+        Outcome::ServerFault { status } => *status == 501 || rejected,
+        _ => false,
+    }
+}
+
 impl Handler<Probe> for Account {
     type Result = ResponseActFuture<Self, ProbeReport>;
 
@@ -118,17 +130,18 @@ impl Handler<Probe> for Account {
         };
         let model = self.probe_model(msg.model);
         let (generation, send, named) = (self.generation, self.surroundings.probe.clone(), msg.kind.is_some());
+        let rejected = self.standing.health.probe_at().is_some();
         self.probing += 1;
         let probe = async move {
             let mut kind = kind;
             loop {
                 let report = send(plan.clone(), kind, model.clone()).await;
                 // An upstream need not have every endpoint; only messages are what it is there for.
-                kind = match (kind, &report.outcome) {
-                    (ProbeKind::CountTokens, Outcome::Neutral { status: 404 | 405 }) if !named => ProbeKind::Models,
-                    (ProbeKind::Models, Outcome::Neutral { status: 404 | 405 }) if !named => ProbeKind::Messages,
-                    _ => return (report, kind),
-                };
+                let next = kind.next().filter(|_| !named && leaves_open(&report.outcome, rejected));
+                match next {
+                    Some(next) => kind = next,
+                    None => return (report, kind),
+                }
             }
         };
         Box::pin(probe.into_actor(self).map(move |(report, kind), actor, ctx| {

@@ -130,11 +130,14 @@ pub(super) struct Class {
     pub tiers: BTreeMap<i64, Vec<u32>>,
     /// The least turn that counts, by tier: who comes back does not catch up on all that it missed.
     pub floors: BTreeMap<i64, u64>,
+    /// Kept out by their breakers, altogether or for now.
     pub ejected: Vec<u32>,
     /// Accounts asleep by what keeps them out.
     codes: [u32; Code::ALL.len()],
     pub out: usize,
     pub busy: usize,
+    /// Of the ejected those that are merely held back.
+    pub held: usize,
     /// The soonest end of what keeps somebody out, if it was looked for since the last change.
     pub soonest: Option<Option<Time>>,
     /// Where sessions are at home at first: accounts of the first tier.
@@ -207,7 +210,10 @@ impl Class {
         match grade {
             Grade::Out => self.out += 1,
             Grade::Busy => self.busy += 1,
-            Grade::Ejected => self.ejected.push(at),
+            Grade::Held | Grade::Ejected => {
+                self.held += usize::from(grade == Grade::Held);
+                self.ejected.push(at);
+            }
         }
     }
 
@@ -217,13 +223,24 @@ impl Class {
         match asleep.grade {
             Grade::Out => self.out -= 1,
             Grade::Busy => self.busy -= 1,
-            Grade::Ejected => {
+            Grade::Held | Grade::Ejected => {
+                self.held -= usize::from(asleep.grade == Grade::Held);
                 if let Some(place) = self.ejected.iter().position(|e| *e == at) {
                     self.ejected.swap_remove(place);
                 }
             }
         }
         self.tiers.entry(priority).or_default().push(at);
+    }
+
+    /// Whether its breakers are put aside: too many accounts are kept out by them.
+    pub fn is_bounded(&self, percent: usize) -> bool {
+        is_bounded(self.members, self.out, self.ejected.len(), percent)
+    }
+
+    /// Accounts that are merely busy, so that waiting is a remedy.
+    pub fn hopeful(&self, percent: usize) -> usize {
+        self.busy + if self.is_bounded(percent) { self.ejected.len() } else { self.held }
     }
 
     /// Counts of what keeps its accounts out.

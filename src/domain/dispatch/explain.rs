@@ -83,11 +83,11 @@ impl Dispatch {
                 };
                 (id, why)
             }
-            Choice::Home(home) => (Some(home), Why::HomeFull),
+            Choice::Home(_) => (None, Why::HomeFull),
             Choice::Nobody => (None, Why::Waits),
         };
         let group = Group { class: key, tried: question.tried.clone(), home: None };
-        let refused = picked.is_none() && (question.deadline <= now || !self.has_prospect(&group));
+        let refused = why == Why::Waits && (question.deadline <= now || !self.has_prospect(&group));
         let refusal = refused.then(|| self.refusal(&group, now));
         let why = if refused { Why::Refused } else { why };
         let class = self.class_key(question);
@@ -122,7 +122,7 @@ impl Dispatch {
             members += 1;
             match seen.obstacle {
                 Some((_, Grade::Out)) => out += 1,
-                Some((_, Grade::Ejected)) => ejected += 1,
+                Some((_, Grade::Held | Grade::Ejected)) => ejected += 1,
                 _ => {}
             }
         }

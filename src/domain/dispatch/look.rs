@@ -1,6 +1,6 @@
 //! Choosing: which account would take this call best, seen from here.
 
-use super::class::{Asleep, Class, ClassKey, Wanted, is_bounded};
+use super::class::{Asleep, Class, ClassKey, Wanted};
 use super::{Dispatch, Entry, Question};
 use crate::domain::breaker::mix;
 use crate::domain::selection::{self, Candidate, Quality, rank, share};
@@ -28,9 +28,9 @@ pub(super) enum Choice {
 }
 
 impl Entry {
-    /// Whether its breaker is open, whatever call it is.
-    pub fn is_ejected(&self, now: Time) -> bool {
-        self.standing.health.trial_at(now).is_some()
+    /// Whether its breaker keeps calls out, or some of them, whatever call it is.
+    pub fn is_held_back(&self, now: Time) -> bool {
+        self.standing.health.is_held_back(now)
     }
 
     /// Whether every slot is taken or asked for.
@@ -43,8 +43,9 @@ impl Entry {
         let want = Want { model: None, family: Some(wanted.family_at(&self.standing.record)) };
         let mut seen = self.standing.glance(self.standing.load(self.asked, bounded), want, now);
         // One trial at a time, the one that was asked for included.
-        if seen.obstacle.is_none() && seen.half_open && !bounded && self.asked > 0 {
-            (seen.obstacle, seen.loaded) = (Some((Code::HalfOpen, Grade::Busy)), true);
+        if seen.obstacle.is_none() && seen.trial && !bounded && self.asked > 0 {
+            let grade = if self.is_held_back(now) { Grade::Held } else { Grade::Busy };
+            (seen.obstacle, seen.loaded) = (Some((Code::HalfOpen, grade)), true);
         }
         if let Some(end) = self.doubted.filter(|end| *end > now && seen.obstacle.is_none()) {
             seen.obstacle = Some((Code::AtCapacity, Grade::Busy));
@@ -136,7 +137,7 @@ impl Dispatch {
             }
             from = priority + 1;
         }
-        if found.is_none() && is_bounded(class.members, class.out, class.ejected.len(), self.rules.ejected) {
+        if found.is_none() && class.is_bounded(self.rules.ejected) {
             found = self.best_of_ejected(&class, tried, now).map(|at| (at, true));
         }
         self.classes[id] = class;

@@ -93,7 +93,7 @@ impl Dispatch {
         let mut watched = false;
         while !self.line.is_empty() {
             let Some(entry) = &self.entries[at] else { return };
-            if entry.is_ejected(now) {
+            if entry.is_held_back(now) {
                 // Of use only where the breaker is put aside, which is a matter of a whole class.
                 return self.serve(now);
             }
@@ -268,10 +268,9 @@ impl Dispatch {
     pub(super) fn has_prospect(&mut self, group: &Group) -> bool {
         let id = self.class(&group.class);
         let class = &self.classes[id];
-        let bounded = super::class::is_bounded(class.members, class.out, class.ejected.len(), self.rules.ejected);
         // Ejected ones take calls where the breaker is put aside: then they are out because they are full.
-        let hopes = |grade| grade == Grade::Busy || (bounded && grade == Grade::Ejected);
-        let hopeful = class.busy + if bounded { class.ejected.len() } else { 0 };
+        let bounded = class.is_bounded(self.rules.ejected);
+        let hopes = |grade| grade <= Grade::Held || (bounded && grade == Grade::Ejected);
         let tried = group.tried.iter().filter(|id| {
             let entry = self.index.get(*id).and_then(|at| self.entries[*at].as_ref());
             entry.is_some_and(|e| {
@@ -280,7 +279,7 @@ impl Dispatch {
                 asleep.is_some_and(|a| a.epoch == class.epoch && hopes(a.grade))
             })
         });
-        hopeful > tried.count()
+        class.hopeful(self.rules.ejected) > tried.count()
     }
 
     /// Why nobody can, for the one who asked.
@@ -300,7 +299,7 @@ impl Dispatch {
         }
         let common = counts.keys().next().copied().filter(|_| counts.len() == 1);
         let transient = counts.keys().any(|code| code.passes_by_itself());
-        let until = if class.busy > 0 { Some(now) } else { self.soonest(group, now) };
+        let until = if class.hopeful(self.rules.ejected) > 0 { Some(now) } else { self.soonest(group, now) };
         Refusal::NoAccount { common, summary: parts.join(", "), until, transient }
     }
 

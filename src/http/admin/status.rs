@@ -37,7 +37,7 @@ impl Pool {
         let Standing { record, health, slots } = &view.standing;
         let verdict = view.verdict(self.overview.bounded, now);
         let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::seconds(30));
-        let (good, bad) = (slots.vitals().successes(now, window), health.failures(now, window));
+        let (good, bad) = (slots.vitals().successes(now, window), slots.vitals().faults(now, window));
         let rate = (good + bad > 0).then(|| f64::from(good) / f64::from(good + bad));
         json!({
             "id": record.id,

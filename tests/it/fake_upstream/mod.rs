@@ -92,6 +92,11 @@ impl FakeUpstream {
         self.shared.state().per_credential.insert(credential.into(), reply);
     }
 
+    /// From now on this credential gets the default reply again.
+    pub fn forget_for(&self, credential: &str) {
+        self.shared.state().per_credential.remove(credential);
+    }
+
     /// Computes the default reply from each request once its body is complete (`early` has no effect).
     pub fn answer_with(&self, answer: impl Fn(&Recorded) -> Reply + Send + Sync + 'static) {
         self.shared.state().default = Script::Computed(Arc::new(answer));

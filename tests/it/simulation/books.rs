@@ -49,7 +49,8 @@ pub struct Books {
     /// Who said no lately though asked: the dispatcher leaves it alone for a moment.
     doubted: i64,
     running: BTreeMap<AccountId, u32>,
-    on_trial: BTreeMap<AccountId, u32>,
+    /// Trials under way by permit, and when each began.
+    on_trial: BTreeMap<AccountId, BTreeMap<u64, Time>>,
     /// Accounts that are well again, and have not been used since.
     recovering: BTreeMap<AccountId, i64>,
 }
@@ -144,7 +145,13 @@ impl Books {
             .collect()
     }
 
-    pub fn granted(&mut self, id: &AccountId, limit: u32, trial: bool) -> Result<(), Violation> {
+    /// `trial`: its permit, when it begins, and for how long one that began earlier keeps it away.
+    pub fn granted(
+        &mut self,
+        id: &AccountId,
+        limit: u32,
+        trial: Option<(u64, Time, TimeDelta)>,
+    ) -> Result<(), Violation> {
         self.grants += 1;
         self.recovering.remove(id);
         let running = self.running.entry(id.clone()).or_default();
@@ -152,13 +159,13 @@ impl Books {
         if *running > limit {
             return Err(Violation::new("calls held ≤ limit", format!("{id} runs {running} over {limit}")));
         }
-        if trial {
+        if let Some((permit, now, patience)) = trial {
             self.trials += 1;
             let trials = self.on_trial.entry(id.clone()).or_default();
-            *trials += 1;
-            if *trials > 1 {
-                return Err(Violation::new("at most one half-open probe", format!("{id} has {trials}")));
+            if trials.values().any(|began| now - *began < patience) {
+                return Err(Violation::new("at most one half-open probe", format!("{id} has {trials:?}")));
             }
+            trials.insert(permit, now);
         }
         Ok(())
     }
@@ -167,9 +174,9 @@ impl Books {
         self.faults += u64::from(!good);
     }
 
-    pub fn trial_over(&mut self, id: &AccountId) {
+    pub fn trial_over(&mut self, id: &AccountId, permit: u64) {
         if let Some(trials) = self.on_trial.get_mut(id) {
-            *trials -= 1;
+            trials.remove(&permit);
         }
     }
 

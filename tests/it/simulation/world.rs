@@ -89,8 +89,12 @@ const MODELS: [&str; 4] = ["claude-opus", "claude-sonnet", "listed-haiku", "what
 
 impl World {
     pub fn new(seed: u64, mutant: Option<Mutant>) -> Self {
-        let mut policy =
-            Policy { slow_start: TimeDelta::seconds(10), longest: TimeDelta::seconds(8), ..Policy::default() };
+        let mut policy = Policy {
+            slow_start: TimeDelta::seconds(10),
+            longest: TimeDelta::seconds(8),
+            trial: TimeDelta::milliseconds(500),
+            ..Policy::default()
+        };
         if mutant == Some(Mutant::EndlessCooldown) {
             (policy.rate_limited_first, policy.longest) = (TimeDelta::days(9), TimeDelta::days(9));
         }
@@ -352,9 +356,12 @@ impl World {
         let Some(site) = self.sites.get(id) else { return Ok(None) };
         let Ok(grant) = site.standing.grant(Want::of(call), bounded, now) else { return Ok(None) };
         let (limit, trial) = (site.standing.slots.limit(), grant.trial.is_some());
+        // A trial after a guess keeps others away for so long; that of a breaker until it is over.
+        let open = site.standing.health.trial_at(DateTime::UNIX_EPOCH).is_some();
+        let patience = if open && !bounded { TimeDelta::MAX } else { self.policy.trial };
         self.sequence += 1;
         let permit = self.sequence;
-        self.books.granted(id, limit, trial)?;
+        self.books.granted(id, limit, trial.then_some((permit, now, patience)))?;
         let mut grant = grant;
         if self.mutant == Some(Mutant::TwoTrials) {
             grant.trial = None;
@@ -416,7 +423,7 @@ impl World {
         permit.outcome = Some(outcome.clone());
         let trial = permit.grant.as_mut().and_then(|g| g.trial.take());
         if std::mem::take(&mut permit.trial) {
-            self.books.trial_over(&id);
+            self.books.trial_over(&id, number);
         }
         if self.mutant == Some(Mutant::ReleasedAtHead) {
             permit.grant = None;
@@ -446,7 +453,7 @@ impl World {
     fn end(&mut self, number: u64) -> Result<(), Violation> {
         let Some(permit) = self.permits.remove(&number) else { return Ok(()) };
         if permit.trial {
-            self.books.trial_over(&permit.account);
+            self.books.trial_over(&permit.account, number);
         }
         self.books.over(&permit.account);
         if let Some(Outcome::Answered { status }) = permit.outcome {
@@ -602,7 +609,7 @@ impl World {
         self.books.all_ended()?;
         for (id, site) in &self.sites {
             let slots = &site.standing.slots;
-            if slots.in_use() != 0 || slots.on_trial() {
+            if slots.in_use() != 0 || slots.on_trial().is_some() {
                 return Err(Violation::new("each permit returned exactly once", format!("{id}: {slots:?} at rest")));
             }
         }
