@@ -143,13 +143,17 @@ impl Attempt {
         self.end(ending, Usage::default(), fault);
     }
 
-    /// It failed, and another account is looked for: it is booked, its slot is given back, and the key's slot goes
-    /// on to the next attempt.
-    pub fn failed(&mut self, fault: Option<Fault>) -> Option<Pass> {
+    /// It failed, and another account is looked for: it is booked, and its slot is given back.
+    pub fn failed(&mut self, fault: Option<Fault>) {
         self.book(Ending::UpstreamError, Usage::default(), fault);
-        let Admission { pass, permit } = self.admission.take()?;
-        self.let_go(permit, fault);
-        Some(pass)
+        if let Some(Admission { permit, .. }) = self.admission.take() {
+            self.let_go(permit, fault);
+        }
+    }
+
+    /// The key's slot, which the next attempt holds too.
+    pub fn pass(&self) -> Option<Pass> {
+        self.admission.as_ref().map(|admission| admission.pass.clone())
     }
 
     /// There is another account: this attempt is not the call's last.

@@ -42,6 +42,8 @@ pub struct Relaying {
 enum Sent {
     /// An answer for the client.
     Answer(ClientResponse, Start),
+    /// An answer that is the account's fault, and too large or too slow to be put aside.
+    Fault(ClientResponse, Start),
     /// The account failed, with this answer if it was a whole one.
     Failed(Option<Kept>, Option<Fault>),
     /// The relay ends the call.
@@ -71,18 +73,29 @@ impl Relaying {
     pub async fn attempts(&self, bytes: Bytes, first: Admission) -> Result<HttpResponse, Refusal> {
         let most = self.worker.shared.settings.failover.attempts;
         let (mut tried, mut best, mut admission) = (Vec::new(), None::<Kept>, first);
-        let mut forgiven = false;
+        let (mut forgiven, mut broken) = (false, None);
         for number in 1.. {
             let mut attempt =
                 Attempt::begin(self.worker.clone(), admission, self.call.clone(), self.facts.clone(), number);
             let (kept, fault) = match self.send(bytes.clone(), &mut attempt).await {
                 Sent::Answer(upstream, start) => return Ok(answer::respond(self, upstream, start, attempt)),
+                Sent::Fault(upstream, start) => {
+                    tried.push(attempt.plan().account.clone());
+                    let next = if number < most { self.at_once(&tried, &attempt).await } else { None };
+                    let Some(next) = next else { return Ok(answer::respond(self, upstream, start, attempt)) };
+                    drop(upstream);
+                    attempt.failed(None);
+                    attempt.followed();
+                    admission = next;
+                    continue;
+                }
                 Sent::Ended(refusal) => {
                     attempt.refused(&refusal);
                     return Err(refusal);
                 }
                 Sent::Failed(kept, fault) => (kept, fault),
             };
+            broken = fault.or(broken);
             best = match (best, kept) {
                 (Some(old), Some(new)) => Some(old.or_better(new)),
                 (old, new) => new.or(old),
@@ -94,7 +107,8 @@ impl Relaying {
             }
             // An answer that came before the upload was done may be the upstream's opinion of the upload.
             let again = number < most && (excused || fault != Some(Fault::EarlyClose));
-            let pass = attempt.failed(fault);
+            let pass = attempt.pass();
+            attempt.failed(fault);
             let refused = match again {
                 true => match self.admission(tried.clone(), pass).await {
                     Ok(next) => {
@@ -106,14 +120,25 @@ impl Relaying {
                 },
                 false => None,
             };
-            let told = match refused.filter(|refusal| is_telling(refusal, best.is_some())) {
+            let told = match refused.filter(|refusal| is_telling(refusal, best.as_ref().map(Kept::status))) {
                 Some(refusal) => Err(refusal),
-                None => best.ok_or(Refusal::Upstream(fault.unwrap_or(Fault::Cut))),
+                // A broken connection may pass; a rejected credential of ours is nothing that the client could mend.
+                None => match best.filter(|kept| broken.is_none() || usefulness(kept.status()) > 0) {
+                    Some(best) => Ok(best),
+                    None => Err(Refusal::Upstream(broken.unwrap_or(Fault::Cut))),
+                },
             };
             attempt.last(told.as_ref().map_or_else(|refusal| refusal.anthropic().0, Kept::status));
             return told.map(Kept::respond);
         }
         Err(Refusal::Internal)
+    }
+
+    /// Another account that is free this moment: while it is looked for, this attempt's answer stays open.
+    async fn at_once(&self, tried: &[AccountId], attempt: &Attempt) -> Option<Admission> {
+        let worker = &self.worker.shared;
+        let hurried = Arc::new(Call { deadline: Some(worker.clock.now()), ..Call::clone(&self.call) });
+        worker.actors.route(self.caller.key.clone(), hurried, tried.into(), attempt.pass()).await.ok()
     }
 
     fn ended(&self) -> Refusal {
@@ -178,6 +203,7 @@ impl Relaying {
         match start {
             Start::Cut => Sent::Failed(None, Some(Fault::Cut)),
             Start::Whole(body) if accounts_fault => Sent::Failed(Some(Kept::new(&upstream, body)), None),
+            start if accounts_fault => Sent::Fault(upstream, start),
             start => Sent::Answer(upstream, start),
         }
     }
@@ -199,14 +225,16 @@ pub(super) fn usefulness(status: u16) -> u8 {
 }
 
 /// Whether a client whose call has failed is better told why there was no further attempt than what the last one came
-/// to; `kept` is true where that is an answer of the upstream.
-fn is_telling(refusal: &Refusal, kept: bool) -> bool {
-    match refusal {
+/// to; `kept` is the status of the upstream's answer, where there is one.
+fn is_telling(refusal: &Refusal, kept: Option<u16>) -> bool {
+    match (refusal, kept.map(usefulness)) {
         // Whatever the upstream said: it is not for a key that holds no more.
-        Refusal::KeyRevoked => true,
-        _ if kept => false,
-        Refusal::KeyExpired | Refusal::Draining | Refusal::LineFull { .. } | Refusal::WaitedTooLong { .. } => true,
-        Refusal::NoAccount { transient, until, .. } => *transient && until.is_some(),
+        (Refusal::KeyRevoked, _) => true,
+        (_, Some(1..)) => false,
+        (Refusal::KeyExpired | Refusal::Draining | Refusal::LineFull { .. } | Refusal::WaitedTooLong { .. }, _) => true,
+        (Refusal::NoAccount { transient, until, .. }, _) => *transient && until.is_some(),
+        // SDKs take our own credential's trouble for theirs, and for final: another try may find another account.
+        (Refusal::RetryBudget, kept) => kept.is_some(),
         _ => false,
     }
 }
@@ -219,20 +247,20 @@ mod tests {
     fn a_refusal_is_told_where_it_says_more_than_the_last_attempt() {
         let until = chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let none = |until, transient| Refusal::NoAccount { common: None, summary: String::new(), until, transient };
-        for (refusal, instead_of_a_fault, instead_of_an_answer) in [
-            (Refusal::KeyRevoked, true, true),
-            (Refusal::KeyExpired, true, false),
-            (Refusal::Draining, true, false),
-            (Refusal::LineFull { limit: 1, of_key: false, until }, true, false),
-            (Refusal::WaitedTooLong { until }, true, false),
-            (none(Some(until), true), true, false),
-            (none(None, true), false, false),
-            (none(Some(until), false), false, false),
-            (Refusal::RetryBudget, false, false),
-            (Refusal::Internal, false, false),
+        for (refusal, instead_of_a_fault, of_a_401, of_a_500) in [
+            (Refusal::KeyRevoked, true, true, true),
+            (Refusal::KeyExpired, true, true, false),
+            (Refusal::Draining, true, true, false),
+            (Refusal::LineFull { limit: 1, of_key: false, until }, true, true, false),
+            (Refusal::WaitedTooLong { until }, true, true, false),
+            (none(Some(until), true), true, true, false),
+            (none(None, true), false, false, false),
+            (none(Some(until), false), false, false, false),
+            (Refusal::RetryBudget, false, true, false),
+            (Refusal::Internal, false, false, false),
         ] {
-            let told = (is_telling(&refusal, false), is_telling(&refusal, true));
-            assert_eq!(told, (instead_of_a_fault, instead_of_an_answer), "{refusal:?}");
+            let told = [None, Some(401), Some(500)].map(|kept| is_telling(&refusal, kept));
+            assert_eq!(told, [instead_of_a_fault, of_a_401, of_a_500], "{refusal:?}");
         }
     }
 }

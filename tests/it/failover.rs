@@ -122,15 +122,59 @@ async fn a_total_outage_costs_a_fifth_more_at_most() {
     assert!((201..=241).contains(&requests), "{requests}");
 }
 
+/// Neither is put aside; but while nothing has gone out, another account that is free is better than either.
 #[actix_rt::test]
-async fn large_and_slow_errors_stream_through_as_they_are() {
+async fn large_and_slow_errors_give_way_to_a_free_account_and_else_stream_through_as_they_are() {
+    let page = "x".repeat(200 * 1024);
+    let large = Reply::text(500, "text/html", page.clone());
+    for (accounts, status, asked) in [(2, 200, 2), (1, 500, 1)] {
+        let upstream = FakeUpstream::start();
+        let (relay, key) = pool(&upstream, accounts, |_| {}).await;
+        upstream.next(large.clone());
+        let answer = relay.send(message(&key)).await;
+        assert_eq!((answer.status, upstream.requests().len()), (status, asked));
+        assert_eq!(answer.text() == page, status == 500);
+        relay.idle().await;
+    }
     let upstream = FakeUpstream::start();
     let (relay, key) = pool(&upstream, 2, |_| {}).await;
-    let page = "x".repeat(200 * 1024);
-    upstream.next(Reply::text(500, "text/html", page.clone()));
-    let answer = relay.send(message(&key)).await;
-    assert_eq!((answer.status, answer.text() == page, upstream.requests().len()), (500, true, 1));
+    upstream.next(Reply::text(500, "text/html", page).hang_after(100));
+    assert_eq!(relay.send(message(&key)).await.status, 200);
     relay.idle().await;
+    upstream.wait_until_async(|u| u.open_total() == 0).await;
+    assert_eq!(relay.endings().await, [("complete".to_owned(), 1), ("upstream_error".to_owned(), 1)]);
+}
+
+/// SDKs take a 401 for theirs, and for final. Where another try may help, that is what they are told.
+#[actix_rt::test]
+async fn a_rejected_credential_of_ours_is_the_last_thing_a_client_is_told() {
+    let rejected = || error(401, "authentication_error", "invalid token");
+    let upstream = FakeUpstream::start();
+    // The other account is out for a while.
+    let (relay, key) = pool(&upstream, 2, |_| {}).await;
+    let bound = relay.add_key(json!({"accounts": ["a1"]})).await;
+    upstream.next(error(429, "rate_limit_error", "slow down").header("retry-after", "17"));
+    assert_eq!(relay.send(message(&bound)).await.status, 429);
+    upstream.next(rejected());
+    let answer = relay.send(message(&key)).await;
+    assert_eq!((answer.status, answer.header("x-relay-error")), (529, Some("no_account")), "{}", answer.text());
+    assert!(answer.header("retry-after").unwrap().parse::<u64>().unwrap() >= 15);
+    // So many calls are tried again that this one is not.
+    let (relay, key) = pool(&upstream, 2, |s| (s.failover.budget, s.failover.floor) = (0, 0)).await;
+    upstream.next(rejected());
+    let answer = relay.send(message(&key)).await;
+    assert_eq!((answer.status, answer.header("x-relay-error")), (529, Some("retry_budget")), "{}", answer.text());
+    assert_eq!(relay.send(message(&key)).await.status, 200, "the next call finds the other account");
+    // The other account gives no answer at all.
+    let (relay, key) = pool(&upstream, 2, |_| {}).await;
+    upstream.always_for("token-of-a0", rejected());
+    upstream.always_for("token-of-a1", Reply::hangup(Cut::Rst));
+    let answer = relay.send(message(&key)).await;
+    assert_eq!((answer.status, answer.header("x-relay-error")), (502, Some("upstream_closed")));
+    // There is no other.
+    let (relay, key) = pool(&upstream, 1, |_| {}).await;
+    let answer = relay.send(message(&key)).await;
+    assert_eq!((answer.status, answer.header("x-relay-error")), (401, None));
 }
 
 #[actix_rt::test]
