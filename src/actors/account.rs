@@ -13,6 +13,7 @@ use super::seats::Seats;
 use super::{Live, Parts, ProbeFn};
 use crate::clock::Clock;
 use crate::domain::affinity::Session;
+use crate::domain::dispatch::PutAside;
 use crate::domain::health::{Asked, Attempted, Health, Policy};
 use crate::domain::slots::{Slots, Trial};
 use crate::domain::verdict::{Code, Reason, Verdict, Want};
@@ -78,9 +79,9 @@ pub struct AccountView {
 }
 
 impl AccountView {
-    /// The verdict over it for any call; `bounded`: its breaker is put aside, since too many others are ejected.
-    pub fn verdict(&self, bounded: bool, now: Time) -> Verdict {
-        self.standing.verdict(Want::default(), bounded, now)
+    /// The verdict over it for any call; `aside` are the breakers that are put aside, since too many are ejected.
+    pub fn verdict(&self, aside: PutAside, now: Time) -> Verdict {
+        self.standing.told(Want::default(), aside, now)
     }
 }
 

@@ -10,7 +10,7 @@ use super::seats::Seats;
 use super::watch::Watch;
 use super::{Actors, Parts};
 use crate::clock::Clock;
-use crate::domain::dispatch::{Command, Dispatch, Explanation, Question};
+use crate::domain::dispatch::{Command, Dispatch, Explanation, PutAside, Question};
 use crate::domain::{AccountId, Call, Refusal, Time};
 use actix::{
     Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, MailboxError, Message, MessageResult, SpawnHandle,
@@ -64,8 +64,8 @@ pub struct Overview {
     pub waiting: usize,
     /// Sessions whose home is remembered.
     pub sessions: usize,
-    /// So many accounts are ejected that breakers are put aside.
-    pub bounded: bool,
+    /// The breakers that are put aside, since too many accounts are ejected.
+    pub aside: PutAside,
 }
 
 /// An account says how it is.
@@ -277,7 +277,7 @@ impl Handler<Survey> for Scheduler {
         let mut accounts: Vec<_> = seen.collect();
         accounts.sort_by(|a, b| a.standing.record.id.cmp(&b.standing.record.id));
         let (waiting, sessions) = (self.dispatch.waiting(), self.dispatch.sessions());
-        MessageResult(Overview { accounts, waiting, sessions, bounded: self.dispatch.is_bounded(self.clock.now()) })
+        MessageResult(Overview { accounts, waiting, sessions, aside: self.dispatch.put_aside(self.clock.now()) })
     }
 }
 

@@ -5,6 +5,7 @@
 //! it was last served or joined, and the least goes first: a key passed over because its accounts are all busy keeps
 //! its stamp, and so is first the moment one of them is free, however many others went before it meanwhile.
 
+use super::AccountId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 
@@ -64,6 +65,12 @@ pub struct Line<K, G> {
     groups: BTreeMap<u64, Group<K, G>>,
     /// For look-ups only, never walked.
     numbers: HashMap<G, u64>,
+    /// The account that alone could serve a group, if there is one.
+    only: fn(&G) -> Option<&AccountId>,
+    /// Groups by that account, and those without: there may be as many of the former as accounts, and what comes free
+    /// at one concerns few of them.
+    confined: HashMap<AccountId, BTreeSet<u64>>,
+    anywhere: BTreeSet<u64>,
     /// The last stamp or group number given. One counter, so that each is given once.
     last: u64,
 }
@@ -107,10 +114,19 @@ impl<K, G> Group<K, G> {
 }
 
 impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
-    /// An empty line.
-    pub fn new(bounds: Bounds) -> Self {
-        let (places, turns) = (BTreeMap::new(), BTreeMap::new());
-        Self { bounds, places, turns, groups: BTreeMap::new(), numbers: HashMap::new(), last: 0 }
+    /// An empty line. `only` tells the account that alone could serve a group.
+    pub fn new(bounds: Bounds, only: fn(&G) -> Option<&AccountId>) -> Self {
+        Self {
+            bounds,
+            places: BTreeMap::new(),
+            turns: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            numbers: HashMap::new(),
+            only,
+            confined: HashMap::new(),
+            anywhere: BTreeSet::new(),
+            last: 0,
+        }
     }
 
     /// How many wait.
@@ -131,6 +147,19 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
     /// How many of this key wait.
     pub fn len_of(&self, key: &K) -> usize {
         self.turns.get(key).map_or(0, |turn| turn.waiting)
+    }
+
+    /// How many keys wait.
+    pub fn keys(&self) -> usize {
+        self.turns.len()
+    }
+
+    /// Who waits in this group, by key and age.
+    pub fn tickets_in(&self, group: &G) -> Vec<TicketId> {
+        let Some(number) = self.numbers.get(group) else { return Vec::new() };
+        let keys = self.groups.get(number).into_iter().flat_map(|group| group.round.values());
+        let queues = keys.filter_map(|key| self.turns.get(key)?.queues.get(number));
+        queues.flat_map(|queue| queue.calls.iter().map(|(_, ticket)| *ticket)).collect()
     }
 
     /// Whether somebody waits in this group.
@@ -165,8 +194,25 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
 
     /// Whose turn it is among the groups that `can` accepts: of the keys that wait in one of them the one served
     /// longest ago, of its calls the oldest. Changes nothing; `can` is asked once a group, in their order.
-    pub fn next(&self, mut can: impl FnMut(&G) -> bool) -> Option<TicketId> {
-        let open: Vec<(&u64, &Group<K, G>)> = self.groups.iter().filter(|(_, group)| can(&group.name)).collect();
+    pub fn next(&self, can: impl FnMut(&G) -> bool) -> Option<TicketId> {
+        self.next_of(self.groups.iter(), can)
+    }
+
+    /// The same among the groups that this account could serve.
+    pub fn next_at(&self, account: &AccountId, can: impl FnMut(&G) -> bool) -> Option<TicketId> {
+        self.next_of(self.numbers_at(account).filter_map(|n| self.groups.get_key_value(n)), can)
+    }
+
+    fn next_of<'a>(
+        &'a self,
+        groups: impl Iterator<Item = (&'a u64, &'a Group<K, G>)>,
+        mut can: impl FnMut(&G) -> bool,
+    ) -> Option<TicketId>
+    where
+        K: 'a,
+        G: 'a,
+    {
+        let open: Vec<(&u64, &Group<K, G>)> = groups.filter(|(_, group)| can(&group.name)).collect();
         let firsts = open.iter().filter_map(|(_, group)| group.round.first_key_value());
         let (_, key) = firsts.min_by_key(|(stamp, _)| **stamp)?;
         let queues = &self.turns.get(key)?.queues;
@@ -206,22 +252,49 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
             }
         }
         let own = before(self.numbers.get(&place.group).copied());
+        let group = place.group.clone();
+        let key = place.key.clone();
         self.link(place, stamp, own);
+        // Its turn in this group is owed too, though others of its key have joined it since.
+        let number = self.numbers.get(&group).copied();
+        let queue = number.and_then(|n| self.turns.get_mut(&key)?.queues.get_mut(&n));
+        if let (Some(queue), Some(group)) = (queue, number.and_then(|n| self.groups.get_mut(&n))) {
+            group.restamp(queue, queue.stamp.min(own));
+        }
     }
 
     /// The ticket waits in another group from now on, as old as it was. `false` if it does not wait.
     pub fn regroup(&mut self, ticket: TicketId, group: G) -> bool {
-        let Some(stamp) = self.places.get(&ticket).and_then(|p| self.turns.get(&p.key)).map(|t| t.stamp) else {
+        self.move_to(ticket, group, |own, _| own)
+    }
+
+    /// The ticket, which waited for one account alone, waits among all from now on. It is as old as it was, but how
+    /// long its key had nothing of that account is no claim to turns of others.
+    pub fn widen(&mut self, ticket: TicketId, group: G) -> bool {
+        self.move_to(ticket, group, |_, of_key| of_key)
+    }
+
+    fn move_to(&mut self, ticket: TicketId, group: G, stamp: fn(u64, u64) -> u64) -> bool {
+        let Some(of_key) = self.places.get(&ticket).and_then(|p| self.turns.get(&p.key)).map(|t| t.stamp) else {
             return false;
         };
         let Some((place, own)) = self.unlink(ticket) else { return false };
-        self.link(Place { group, ..place }, stamp, own);
+        self.link(Place { group, ..place }, of_key, stamp(own, of_key));
         true
     }
 
     /// The groups with waiters and how many, in the order in which they came to have any.
     pub fn groups(&self) -> impl Iterator<Item = (&G, usize)> {
         self.groups.values().map(|group| (&group.name, group.waiting))
+    }
+
+    /// The groups that this account could serve, as far as the groups themselves tell.
+    pub fn groups_at(&self, account: &AccountId) -> impl Iterator<Item = &G> {
+        self.numbers_at(account).filter_map(|n| self.groups.get(n)).map(|group| &group.name)
+    }
+
+    fn numbers_at(&self, account: &AccountId) -> impl Iterator<Item = &u64> {
+        self.confined.get(account).into_iter().flatten().chain(&self.anywhere)
     }
 
     /// Everybody who waits, by ticket.
@@ -234,12 +307,16 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         self.last
     }
 
-    /// Adds a waiter: its key has no younger stamp than `stamp` from now on, and its queue none than `own`.
+    /// Adds a waiter: its key has no younger stamp than `stamp` from now on, and its queue, if it is new, has `own`.
     fn link(&mut self, place: Place<K, G>, stamp: u64, own: u64) {
         // A ticket used twice would leave its first place behind in the queues for ever.
         self.unlink(place.ticket);
         let fresh = self.fresh();
         let number = *self.numbers.entry(place.group.clone()).or_insert(fresh);
+        match (self.only)(&place.group) {
+            Some(account) => _ = self.confined.entry(account.clone()).or_default().insert(number),
+            None => _ = self.anywhere.insert(number),
+        }
         let empty = || Group { name: place.group.clone(), waiting: 0, round: BTreeMap::new() };
         let group = self.groups.entry(number).or_insert_with(empty);
         group.waiting += 1;
@@ -252,7 +329,6 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
             group.round.insert(own, place.key.clone());
             Queue { stamp: own, calls: BTreeSet::new() }
         });
-        group.restamp(queue, queue.stamp.min(own));
         queue.calls.insert((place.arrived, place.ticket));
         self.places.insert(place.ticket, place);
     }
@@ -278,6 +354,17 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         if group.waiting == 0 {
             self.groups.remove(&number);
             self.numbers.remove(&place.group);
+            match (self.only)(&place.group) {
+                Some(account) => {
+                    if let Some(numbers) = self.confined.get_mut(account) {
+                        numbers.remove(&number);
+                        if numbers.is_empty() {
+                            self.confined.remove(account);
+                        }
+                    }
+                }
+                None => _ = self.anywhere.remove(&number),
+            }
         }
         Some((place, stamp))
     }

@@ -3,6 +3,7 @@
 //! The Account actor keeps the true one and grants by it; the Scheduler keeps copies and chooses by them. Both
 //! judge with the same functions, so that they differ only by what has not been reported yet.
 
+use super::dispatch::PutAside;
 use super::health::Health;
 use super::slots::{Slot, Slots, Trial};
 use super::verdict::{Glance, Load, Verdict, Want, glance, verdict};
@@ -38,6 +39,12 @@ impl Standing {
     /// May it take this call, and if not, why.
     pub fn verdict(&self, want: Want, bounded: bool, now: Time) -> Verdict {
         verdict(&self.record, &self.health, self.load(0, bounded), want, now)
+    }
+
+    /// The verdict as people are told it: with its breaker put aside, where too much of the pool is out.
+    pub fn told(&self, want: Want, aside: PutAside, now: Time) -> Verdict {
+        let gravest = self.glance(self.load(0, false), want, now).obstacle.map(|(_, grade)| grade);
+        self.verdict(want, aside.lifts(gravest), now)
     }
 
     /// The same in brief.

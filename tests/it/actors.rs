@@ -11,7 +11,7 @@ use claude_relay::actors::roster::{Amend, Enlist, Find, Retire};
 use claude_relay::actors::scheduler::{Explain, Reported, Scope, Select, Survey, question};
 use claude_relay::actors::{Account, Actors, KeyEntry, Parts, ProbeFn, start};
 use claude_relay::clock::Clock;
-use claude_relay::domain::dispatch::Rules;
+use claude_relay::domain::dispatch::{PutAside, Rules};
 use claude_relay::domain::document::Document;
 use claude_relay::domain::health::{Asked, Policy};
 use claude_relay::domain::retry::RetryBudget;
@@ -160,7 +160,7 @@ async fn a_scheduler_selects_an_account_grants_and_a_settlement_shows_in_the_ver
     let account = pool.account(&id).await;
     // A question through the same mailbox comes after the settlement.
     let view = account.send(Describe).await.unwrap();
-    assert_eq!(view.verdict(false, pool.now()).reasons[0].code, Code::RateLimitedBurst);
+    assert_eq!(view.verdict(PutAside::default(), pool.now()).reasons[0].code, Code::RateLimitedBurst);
     assert_eq!(pool.codes(&id).await, [Code::RateLimitedBurst]);
     let Err(Busy(verdict)) = account.send(Acquire { call: call(), bounded: false }).await.unwrap() else {
         panic!("granted")
@@ -399,6 +399,8 @@ async fn a_panic_in_an_account_leaves_the_others_serving_and_its_slots_counted()
         assert!(pool.select(only(&b)).await.is_ok());
         let seats = pool.actors.seats.clone();
         eventually("it is respawned", || seats.find(&a).is_some_and(|fresh| fresh != dying)).await;
+        // Its answer comes after its first report.
+        pool.account(&a).await.send(Describe).await.unwrap();
         // The probe's own slot came back with the unwinding; the call that runs still counts.
         assert_eq!(pool.actors.outstanding().permits, 1);
         let second = pool.select(only(&a)).await.unwrap();

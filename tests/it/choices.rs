@@ -178,3 +178,182 @@ fn a_mapped_model_is_of_the_family_that_the_upstream_is_asked_for() {
     };
     assert_eq!([ask("best"), ask("claude-opus-cheap")], [false, true]);
 }
+
+fn of_key(pool: &mut Pool, key: &str, name: &str) -> TicketId {
+    let question = Question { key: KeyId::new(key), ..pool.question("m", Scope::only([id(name)])) };
+    pool.ask(question)
+}
+
+/// A key whose sessions wait for their home, one after the other in vain, has its turn elsewhere, and no more than that.
+#[test]
+fn sessions_that_lose_patience_do_not_go_past_everybody() {
+    let mut pool = pool();
+    ["a", "b"].into_iter().for_each(|n| pool.put(account(n, |a| a.concurrency_limit = 1)));
+    let sessions: Vec<u64> = (0..200).filter(|n| home_of(&mut pool, *n) == "a").take(12).collect();
+    let mut holder = of_key(&mut pool, "x", "a");
+    for session in &sessions {
+        let question = Question { key: KeyId::new("heavy"), ..of_session(&mut pool, *session, "m") };
+        pool.ask(question);
+        pool.pass(ms(100));
+    }
+    let mut running = of_key(&mut pool, "x", "b");
+    let light: Vec<TicketId> = (0..5).map(|n| of_key(&mut pool, &format!("light{n}"), "b")).collect();
+    let mut order = String::new();
+    for _ in 0..12 {
+        pool.pass(ms(200));
+        let before = pool.asked.len();
+        pool.end(running);
+        let [(ticket, account, _)] = &pool.asked[before..] else {
+            panic!("one is served: {:?}", &pool.asked[before..])
+        };
+        assert_eq!(*account, id("b"));
+        order.push(if light.contains(ticket) { 'l' } else { 'h' });
+        running = *ticket;
+    }
+    assert!(!order.trim_end_matches('h').contains("hh"), "{order}");
+    holder = pool.end(holder).map_or(holder, |_| holder);
+    assert!(!pool.held.contains_key(&holder));
+}
+
+/// It never comes to a refusal while another account is free: half of a short time is for those.
+#[test]
+fn a_session_in_a_hurry_is_served_elsewhere_in_time() {
+    for wait in [1, 2, 900, 1_500, 3_000] {
+        let mut pool = pool();
+        ["a", "b"].into_iter().for_each(|n| pool.put(account(n, |a| a.concurrency_limit = 1)));
+        let home = home_of(&mut pool, 1);
+        of_key(&mut pool, "x", &home);
+        let question = Question { deadline: pool.now + ms(wait), ..of_session(&mut pool, 1, "m") };
+        let ticket = pool.ask(question);
+        pool.pass(ms(wait.min(2_000)));
+        assert!(pool.held.get(&ticket).is_some_and(|(at, _)| *at != id(&home)), "{wait} ms: {:?}", pool.refused);
+    }
+}
+
+/// A session that is first seen while its account is out, or that a burst sent to a backup, comes home.
+#[test]
+fn a_stand_in_does_not_become_the_home() {
+    for full in [false, true] {
+        let mut pool = pool();
+        pool.put(account("first", |a| (a.priority, a.concurrency_limit) = (1, 1)));
+        pool.put(account("backup", |a| a.priority = 2));
+        let holder = full.then(|| of_key(&mut pool, "x", "first"));
+        if !full {
+            let until = Some(pool.now + TimeDelta::seconds(3));
+            pool.outcome("first", Outcome::RateLimited { limit: Limit::Burst, until, header: None });
+        }
+        assert_eq!(served(&mut pool, 1, "m"), "backup");
+        holder.into_iter().for_each(|holder| _ = pool.end(holder));
+        pool.pass(TimeDelta::seconds(4));
+        assert_eq!([0; 3].map(|_| served(&mut pool, 1, "m")), ["first"; 3], "full: {full}");
+    }
+}
+
+/// So does one whose home does not serve the model, while the account where that would be at home is out.
+#[test]
+fn a_second_model_stays_where_it_stands_in() {
+    let mut pool = pool();
+    pool.put(account("opus", |a| a.models = models(["claude-opus"])));
+    (0..4).for_each(|n| pool.put(account(&format!("h{n}"), |a| a.models = models(["claude-haiku"]))));
+    assert_eq!(served(&mut pool, 1, "claude-opus"), "opus");
+    let home = served(&mut pool, 1, "claude-haiku");
+    let until = Some(pool.now + TimeDelta::hours(1));
+    pool.outcome(&home, Outcome::RateLimited { limit: Limit::Burst, until, header: None });
+    let away = served(&mut pool, 1, "claude-haiku");
+    assert_ne!(away, home);
+    for _ in 0..6 {
+        assert_eq!(served(&mut pool, 1, "claude-haiku"), away);
+        assert_eq!(served(&mut pool, 1, "claude-opus"), "opus");
+    }
+    pool.pass(TimeDelta::hours(1));
+    assert_eq!(served(&mut pool, 1, "claude-haiku"), home);
+}
+
+/// One of two is dead, the other is on its way back: that one takes what it can, and the dead one nothing.
+#[test]
+fn a_slow_start_is_put_aside_before_an_open_breaker_is() {
+    let mut pool = pool();
+    ["dead", "slow"].into_iter().for_each(|n| pool.put(account(n, |a| a.concurrency_limit = 4)));
+    (0..5).for_each(|_| pool.outcome("slow", FAILED));
+    pool.pass(TimeDelta::seconds(2));
+    pool.outcome("slow", claude_relay::domain::Outcome::Success { status: 200 });
+    (0..5).for_each(|_| pool.outcome("dead", FAILED));
+    let asked: Vec<_> = (0..6)
+        .map(|_| {
+            let question = pool.question("m", Scope::All);
+            let ticket = pool.ask(question);
+            pool.held.get(&ticket).map(|(at, _)| at.to_string())
+        })
+        .collect();
+    let slow = Some("slow".to_owned());
+    assert_eq!(asked, [slow.clone(), slow.clone(), slow.clone(), slow, None, None], "it has four slots");
+    assert!(pool.refused.is_empty(), "the other two wait for it");
+}
+
+/// When to come back is told by how fast the line moves while somebody waits in it, and by whose turn it is.
+#[test]
+fn retry_after_is_the_pace_of_the_line() {
+    let mut pool = Pool::new(Rules { line: Bounds { per_key: 30, total: 60 }, ..Rules::default() });
+    pool.put(account("a", |a| a.concurrency_limit = 1));
+    let mut running = of_key(&mut pool, "x", "a");
+    let wait = |pool: &mut Pool, n: u64| -> Vec<_> { (0..n).map(|_| of_key(pool, "heavy", "a")).collect() };
+    let told = |pool: &mut Pool, ticket: TicketId| pool.refused[&ticket].retry_after(pool.now).unwrap();
+    // Nobody waits for an hour: that says nothing of how long a call takes.
+    pool.pass(TimeDelta::hours(1));
+    wait(&mut pool, 30);
+    for _ in 0..20 {
+        pool.pass(ms(1_000));
+        let before = pool.asked.len();
+        pool.end(running);
+        running = pool.asked[before].0;
+        wait(&mut pool, 1);
+    }
+    let full = of_key(&mut pool, "heavy", "a");
+    let said = told(&mut pool, full);
+    assert!((25..=31).contains(&said), "30 calls of a second each: {said}");
+    let explained = {
+        let question = Question { key: KeyId::new("heavy"), ..pool.question("m", Scope::All) };
+        pool.dispatch.explain(&question, pool.now)
+    };
+    assert_eq!((explained.why, explained.refusal.map(|r| r.code())), (Why::Refused, Some("line_full")));
+    let late = Question { key: KeyId::new("y"), deadline: pool.now + ms(500), ..pool.question("m", Scope::All) };
+    let late = pool.ask(late);
+    pool.pass(ms(500));
+    assert_eq!(pool.refused[&late].code(), "wait_timeout");
+    let said = told(&mut pool, late);
+    assert!((25..=32).contains(&said), "behind 30 others: {said}");
+}
+
+/// An edit is learnt by every class that is used again, however many there were since.
+#[test]
+fn classes_learn_of_edits_of_accounts_that_come_and_go() {
+    let mut pool = pool();
+    (0..20).for_each(|n| pool.put(account(&format!("a{n}"), |a| a.group = Some(format!("g{}", n % 4)))));
+    let scopes: Vec<Scope> = (0..4).map(|g| crate::pool::groups([format!("g{g}").as_str()])).collect();
+    let ask = |pool: &mut Pool, scope: &Scope, model: &str| {
+        let question = pool.question(model, scope.clone());
+        let ticket = pool.ask(question);
+        pool.end(ticket).map(|at| at.to_string())
+    };
+    for round in 0..40_u32 {
+        for (n, edits) in [(round % 20, 1), ((round * 7 + 3) % 20, if round % 9 == 8 { 1_100 } else { 2 })] {
+            for edit in 0..edits {
+                let (group, priority) = ((n + edit + round) % 4, i64::from((edit + round) % 3));
+                pool.put(account(&format!("a{n}"), |a| (a.group, a.priority) = (Some(format!("g{group}")), priority)));
+            }
+        }
+        if round % 5 == 4 {
+            pool.retire(&format!("a{}", (round + 1) % 20));
+        }
+        for (g, scope) in scopes.iter().enumerate() {
+            let group = format!("g{g}");
+            let able = pool.accounts.values().filter(|s| s.record.group.as_deref() == Some(&group));
+            let first = able.clone().map(|s| s.record.priority).min();
+            let able: Vec<_> =
+                able.filter(|s| Some(s.record.priority) == first).map(|s| s.record.id.to_string()).collect();
+            let asked = ask(&mut pool, scope, "m");
+            assert_eq!(asked.is_some(), !able.is_empty(), "round {round}, {group}");
+            assert!(asked.is_none_or(|at| able.contains(&at)), "round {round}, {group}");
+        }
+    }
+}

@@ -55,7 +55,7 @@ fn open(place: &Place, groups: u8) -> bool {
 
 /// Plays a history, keeps its own list of who waits, and shows `see` each event with the list after it.
 fn play(history: &[Step], mut see: impl FnMut(Event, &[Place])) {
-    let mut line = Line::new(BOUNDS);
+    let mut line = Line::new(BOUNDS, |_| None);
     let (mut waiting, mut out, mut joined) = (Vec::<Place>::new(), Vec::<Served<u8, u8>>::new(), 0_u64);
     for step in history {
         let chosen = |at: usize| at.checked_rem(waiting.len());

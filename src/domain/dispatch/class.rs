@@ -11,7 +11,7 @@ use crate::domain::selection::affinity;
 use crate::domain::verdict::{Code, Grade};
 use crate::domain::window::Family;
 use crate::domain::{Account, AccountId, Session, Time};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Which accounts may be considered.
@@ -107,8 +107,8 @@ impl ClassKey {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asleep {
     pub class: usize,
-    /// Of which making of the classes; an older one is void.
-    pub epoch: u64,
+    /// Of which making of the class; what was noted of an earlier one is void.
+    pub making: u64,
     pub code: Code,
     pub grade: Grade,
 }
@@ -117,64 +117,115 @@ pub(super) struct Asleep {
 /// are compared even where there are many. A smaller pool is one ward.
 const WARD: usize = 64;
 
+/// Places in no order, each once; any of them is taken out at the same small cost.
+#[derive(Default)]
+pub(super) struct Bag {
+    items: Vec<u32>,
+    at: HashMap<u32, usize>,
+}
+
+impl Bag {
+    fn put(&mut self, item: u32) {
+        self.at.insert(item, self.items.len());
+        self.items.push(item);
+    }
+
+    fn take(&mut self, item: u32) {
+        let Some(place) = self.at.remove(&item) else { return };
+        self.items.swap_remove(place);
+        if let Some(moved) = self.items.get(place) {
+            self.at.insert(*moved, place);
+        }
+    }
+
+    pub fn items(&self) -> &[u32] {
+        &self.items
+    }
+}
+
 /// One class.
 #[derive(Default)]
 pub(super) struct Class {
+    /// Which making of it: none has the number of another, of this class or of any.
+    pub making: u64,
+    /// The last change of an account's record that it knows of.
     pub epoch: u64,
     /// What is asked for; where all its accounts ask their upstream for the same family, no more than that.
     pub wanted: Wanted,
-    /// Accounts in it, schedulable or not.
-    pub members: usize,
-    /// Accounts that its scope admits, but that do not serve the model.
-    pub unsupported: usize,
+    /// That family.
+    family: Option<Option<Family>>,
+    /// Accounts in it, schedulable or not, in no order.
+    members: Vec<u32>,
+    /// Accounts that its scope admits, but that do not serve the model; counted when it is asked for.
+    pub unsupported: Option<usize>,
     pub tiers: BTreeMap<i64, Vec<u32>>,
     /// The least turn that counts, by tier: who comes back does not catch up on all that it missed.
     pub floors: BTreeMap<i64, u64>,
-    /// Kept out by their breakers, altogether or for now.
-    pub ejected: Vec<u32>,
+    /// Kept out by their open breakers.
+    pub ejected: Bag,
+    /// Held back by their breakers for now.
+    pub held: Bag,
+    /// Of these two none had a slot free when all were last looked at, and none came free since.
+    pub exhausted: bool,
     /// Accounts asleep by what keeps them out.
     codes: [u32; Code::ALL.len()],
     pub out: usize,
     pub busy: usize,
-    /// Of the ejected those that are merely held back.
-    pub held: usize,
     /// The soonest end of what keeps somebody out, if it was looked for since the last change.
     pub soonest: Option<Option<Time>>,
-    /// Where sessions are at home at first: accounts of the first tier.
-    residents: Vec<u32>,
-    /// The same by ward, with the weight of all in it; made when it is asked for.
+    /// Where sessions are at home at first: accounts of the first tier, by ward, with the weight of all in it; made
+    /// when it is asked for.
     wards: Vec<(u64, u32, Vec<u32>)>,
 }
 
 impl Class {
     /// The class of `key` over the accounts at these places, which are all that its scope may admit.
-    pub fn build(key: &ClassKey, epoch: u64, entries: &[Option<Entry>], places: Vec<usize>) -> Self {
-        let mut class = Self { epoch, wanted: key.wanted.clone(), ..Self::default() };
-        let mut families = BTreeSet::new();
+    pub fn build(key: &ClassKey, making: u64, epoch: u64, entries: &[Option<Entry>], places: Vec<usize>) -> Self {
+        let mut class = Self { making, epoch, wanted: key.wanted.clone(), ..Self::default() };
         for at in places {
             let Some(entry) = &entries[at] else { continue };
-            let record = &entry.standing.record;
-            if !key.scope.admits(record) {
-                continue;
+            if class.admit(key, at, entry) && entry.turn > 0 {
+                let floor = class.floors.entry(entry.standing.record.priority).or_insert(u64::MAX);
+                *floor = (*floor).min(entry.turn);
             }
-            if !key.wanted.served_by(record) {
-                class.unsupported += 1;
-                continue;
-            }
-            class.members += 1;
-            families.insert(key.wanted.family_at(record));
-            class.tiers.entry(record.priority).or_default().push(u32::try_from(at).unwrap_or(u32::MAX));
-            let floor = class.floors.entry(record.priority).or_insert(u64::MAX);
-            *floor = (*floor).min(if entry.turn == 0 { u64::MAX } else { entry.turn });
         }
-        if let (1, Some(family)) = (families.len(), families.first()) {
-            class.wanted = Wanted::Unlisted(*family);
-        }
-        class.floors.retain(|_, floor| *floor != u64::MAX);
-        let enabled = |at: &u32| entries[*at as usize].as_ref().is_some_and(|e| e.standing.record.is_enabled());
-        let first = class.tiers.values().map(|tier| tier.iter().copied().filter(enabled).collect::<Vec<_>>());
-        class.residents = first.into_iter().find(|tier| !tier.is_empty()).unwrap_or_default();
         class
+    }
+
+    /// The account at this place is new, gone or another than it was. It must be awake: in the tiers, or no member.
+    pub fn patch(&mut self, key: &ClassKey, at: usize, entries: &[Option<Entry>]) {
+        let place = u32::try_from(at).unwrap_or(u32::MAX);
+        if let Some(member) = self.members.iter().position(|m| *m == place) {
+            self.members.swap_remove(member);
+            for tier in self.tiers.values_mut() {
+                if let Some(awake) = tier.iter().position(|a| *a == place) {
+                    tier.swap_remove(awake);
+                }
+            }
+            self.tiers.retain(|_, tier| !tier.is_empty());
+        }
+        (self.soonest, self.unsupported, self.exhausted) = (None, None, false);
+        self.wards.clear();
+        if let Some(entry) = &entries[at] {
+            self.admit(key, at, entry);
+        }
+    }
+
+    fn admit(&mut self, key: &ClassKey, at: usize, entry: &Entry) -> bool {
+        let record = &entry.standing.record;
+        if !key.admits(record) {
+            return false;
+        }
+        let (place, family) = (u32::try_from(at).unwrap_or(u32::MAX), key.wanted.family_at(record));
+        self.members.push(place);
+        self.tiers.entry(record.priority).or_default().push(place);
+        match self.family {
+            None => self.wanted = Wanted::Unlisted(family),
+            Some(known) if known != family => self.wanted = key.wanted.clone(),
+            Some(_) => {}
+        }
+        self.family.get_or_insert(family);
+        true
     }
 
     /// Where `session` is at home before it is known.
@@ -193,62 +244,70 @@ impl Class {
 
     /// Accounts are in the ward that their own hash says, so that one that comes or goes moves few sessions.
     fn open_wards(&mut self, entries: &[Option<Entry>]) {
-        let count = (self.residents.len() / WARD).next_power_of_two() as u64;
-        self.wards = (0..count).map(|ward| (mix(ward), 0, Vec::new())).collect();
-        for at in &self.residents {
-            let Some(entry) = &entries[*at as usize] else { continue };
-            let (_, weight, inmates) = &mut self.wards[(entry.hash & (count - 1)) as usize];
+        let enabled = || {
+            let members = self.members.iter().filter_map(|at| Some((*at, entries[*at as usize].as_ref()?)));
+            members.filter(|(_, e)| e.standing.record.is_enabled())
+        };
+        let first = enabled().map(|(_, e)| e.standing.record.priority).min();
+        let residents = || enabled().filter(|(_, e)| Some(e.standing.record.priority) == first);
+        let count = (residents().count() / WARD).next_power_of_two() as u64;
+        let mut wards: Vec<_> = (0..count).map(|ward| (mix(ward), 0, Vec::new())).collect();
+        for (at, entry) in residents() {
+            let (_, weight, inmates) = &mut wards[(entry.hash & (count - 1)) as usize];
             *weight += entry.standing.record.weight.max(1);
-            inmates.push(*at);
+            inmates.push(at);
         }
-        self.wards.retain(|(_, weight, _)| *weight > 0);
+        wards.retain(|(_, weight, _)| *weight > 0);
+        self.wards = wards;
     }
 
     pub fn fall_asleep(&mut self, at: u32, code: Code, grade: Grade) {
-        self.soonest = None;
+        (self.soonest, self.exhausted) = (None, false);
         self.codes[code as usize] += 1;
         match grade {
             Grade::Out => self.out += 1,
             Grade::Busy => self.busy += 1,
-            Grade::Held | Grade::Ejected => {
-                self.held += usize::from(grade == Grade::Held);
-                self.ejected.push(at);
-            }
+            Grade::Held => self.held.put(at),
+            Grade::Ejected => self.ejected.put(at),
         }
     }
 
     pub fn wake(&mut self, at: u32, priority: i64, asleep: Asleep) {
-        self.soonest = None;
+        (self.soonest, self.exhausted) = (None, false);
         self.codes[asleep.code as usize] -= 1;
         match asleep.grade {
             Grade::Out => self.out -= 1,
             Grade::Busy => self.busy -= 1,
-            Grade::Held | Grade::Ejected => {
-                self.held -= usize::from(asleep.grade == Grade::Held);
-                if let Some(place) = self.ejected.iter().position(|e| *e == at) {
-                    self.ejected.swap_remove(place);
-                }
-            }
+            Grade::Held => self.held.take(at),
+            Grade::Ejected => self.ejected.take(at),
         }
         self.tiers.entry(priority).or_default().push(at);
     }
 
-    /// Whether its breakers are put aside: too many accounts are kept out by them.
-    pub fn is_bounded(&self, percent: usize) -> bool {
-        is_bounded(self.members, self.out, self.ejected.len(), percent)
+    /// Which breakers are put aside.
+    pub fn put_aside(&self, percent: usize) -> PutAside {
+        let usable = self.members.len().saturating_sub(self.out);
+        PutAside::of(usable, self.held.items.len(), self.ejected.items.len(), percent)
+    }
+
+    /// Of so many accounts that its scope admits those that are no members do not serve the model.
+    pub fn count_unsupported(&mut self, admitted: usize) {
+        self.unsupported = Some(admitted.saturating_sub(self.members.len()));
     }
 
     /// Accounts that are merely busy, so that waiting is a remedy.
     pub fn hopeful(&self, percent: usize) -> usize {
-        self.busy + if self.is_bounded(percent) { self.ejected.len() } else { self.held }
+        let ejected = if self.put_aside(percent).open { self.ejected.items.len() } else { 0 };
+        self.busy + self.held.items.len() + ejected
     }
 
     /// Counts of what keeps its accounts out.
     pub fn reasons(&self) -> BTreeMap<Code, usize> {
+        let unsupported = self.unsupported.unwrap_or(0);
         let asleep = Code::ALL.into_iter().map(|code| (code, self.codes[code as usize] as usize));
         let mut counts: BTreeMap<_, _> = asleep.filter(|(_, n)| *n > 0).collect();
-        if self.unsupported > 0 {
-            *counts.entry(Code::ModelUnsupported).or_default() += self.unsupported;
+        if unsupported > 0 {
+            *counts.entry(Code::ModelUnsupported).or_default() += unsupported;
         }
         counts
     }
@@ -258,9 +317,24 @@ fn most_wanted<T>(of: impl Iterator<Item = (f64, T)>) -> Option<T> {
     of.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, wanted)| wanted)
 }
 
-/// Whether the breaker is put aside in a class: more of its usable accounts are ejected than `percent` allows, or
-/// all of them are.
-pub(super) fn is_bounded(members: usize, out: usize, ejected: usize, percent: usize) -> bool {
-    let usable = members.saturating_sub(out);
-    ejected * 100 > usable * percent || (ejected > 0 && ejected >= usable)
+/// Which breakers are put aside in a class: an outage must not be of our making.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PutAside {
+    /// Those that are open: so many accounts are ejected that calls go to them all the same, after all others.
+    pub open: bool,
+    /// Those that hold back, for a trial or a slow start: these take what they can.
+    pub held: bool,
+}
+
+impl PutAside {
+    /// Of so many usable accounts so many are held back and so many ejected; more than `percent`, or all, is too much.
+    pub fn of(usable: usize, held: usize, ejected: usize, percent: usize) -> Self {
+        let too_many = |out: usize| out > 0 && (out * 100 > usable * percent || out >= usable);
+        Self { open: too_many(ejected), held: too_many(held + ejected) }
+    }
+
+    /// Whether that of an account is, by the gravest reason that blocks it.
+    pub fn lifts(self, gravest: Option<Grade>) -> bool {
+        if gravest == Some(Grade::Ejected) { self.open } else { self.held }
+    }
 }

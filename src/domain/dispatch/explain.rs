@@ -1,6 +1,6 @@
 //! The reason for every choice: what a call would get now, and what every account's verdict over it is.
 
-use super::class::{Wanted, is_bounded};
+use super::class::{PutAside, Wanted};
 use super::look::Choice;
 use super::{Dispatch, Group, Question};
 use crate::domain::standing::Standing;
@@ -60,25 +60,18 @@ impl Dispatch {
         let key = self.class_key(question);
         // The next call is to find what this one found: a look does not use up chance.
         let dice = self.dice;
-        let choice = self.choose(question, &key, now);
+        let choice = self.choose(question, &key, true, now);
         self.dice = dice;
-        let home = self.session(question).and_then(|session| {
-            let id_at = |at: usize| self.entries[at].as_ref().map(|e| e.standing.record.id.clone());
-            match self.known_home(session, &key, now) {
-                Some((home, away)) => Some((id_at(home)?, away.and_then(id_at))),
-                None => Some((self.first_home(&key, session)?, None)),
-            }
-        });
-        let home_of = |id: &AccountId| home.as_ref().is_some_and(|(home, _)| home == id);
-        let away_of = |id: &AccountId| home.as_ref().is_some_and(|(_, away)| away.as_ref() == Some(id));
+        let homes = self.session(question).map(|session| self.homes(session, &key, now)).unwrap_or_default();
         let id_at = |at: usize| self.entries[at].as_ref().map(|e| e.standing.record.id.clone());
+        let (home, away) = (homes.home.and_then(id_at), homes.away.and_then(id_at));
         let (picked, why) = match choice {
             Choice::Take { bounded: true, at } => (id_at(at), Why::LastResort),
             Choice::Take { at, .. } => {
                 let id = id_at(at);
                 let why = match &id {
-                    Some(id) if home_of(id) => Why::Home,
-                    Some(id) if away_of(id) => Why::Away,
+                    Some(_) if id == home => Why::Home,
+                    Some(_) if id == away => Why::Away,
                     _ => Why::Best,
                 };
                 (id, why)
@@ -87,45 +80,55 @@ impl Dispatch {
             Choice::Nobody => (None, Why::Waits),
         };
         let group = Group { class: key, tried: question.tried.clone(), home: None };
-        let refused = why == Why::Waits && (question.deadline <= now || !self.has_prospect(&group));
-        let refusal = refused.then(|| self.refusal(&group, now));
-        let why = if refused { Why::Refused } else { why };
-        let class = self.class_key(question);
+        let waits = matches!(why, Why::Waits | Why::HomeFull);
+        let full = if waits { self.line.room(&question.key).err() } else { None };
+        let refusal = match full {
+            _ if why == Why::Waits && (question.deadline <= now || !self.has_prospect(&group)) => {
+                Some(self.refusal(&group, now))
+            }
+            Some(full) if why == Why::Waits => Some(self.line_is_full(full, &question.key, now)),
+            _ => None,
+        };
+        let elsewhere = match full {
+            // No room to wait for its home: another that is free will do.
+            Some(_) if why == Why::HomeFull => self.pick(&group.class, &question.tried, now),
+            _ => None,
+        };
+        self.dice = dice;
+        let id_at = |at: usize| self.entries[at].as_ref().map(|e| e.standing.record.id.clone());
+        let (picked, why) = match (elsewhere, &refusal) {
+            (Some((at, bounded)), _) => (id_at(at), if bounded { Why::LastResort } else { Why::Best }),
+            (None, Some(_)) => (None, Why::Refused),
+            (None, None) => (picked, why),
+        };
+        let class = &group.class;
         let members = self.entries.iter().flatten().filter(|e| class.admits(&e.standing.record));
-        let bounded = self.is_bounded_among(members.map(|e| e.see(&class.wanted, false, now)));
+        let aside = self.put_aside_among(members.map(|e| e.see(&class.wanted, false, now)));
         let admitted = self.entries.iter().flatten().filter(|e| question.scope.admits(&e.standing.record));
         let mut accounts: Vec<_> = admitted
             .map(|e| Explained {
                 standing: e.standing.clone(),
-                verdict: e.standing.verdict(Want::of(&question.call), bounded, now),
-                home: home_of(&e.standing.record.id),
+                verdict: e.standing.told(Want::of(&question.call), aside, now),
+                home: home.as_ref() == Some(&e.standing.record.id),
             })
             .collect();
         accounts.sort_by(|a, b| a.standing.record.id.cmp(&b.standing.record.id));
         Explanation { picked, why, refusal, accounts, waiting: self.line.len() }
     }
 
-    fn first_home(&mut self, key: &super::ClassKey, session: super::Session) -> Option<AccountId> {
-        let class = self.class(key);
-        let at = self.classes[class].first_home(session, &self.entries)?;
-        self.entries[at].as_ref().map(|e| e.standing.record.id.clone())
+    /// Which breakers are put aside for calls of any model by any key.
+    pub fn put_aside(&self, now: Time) -> PutAside {
+        self.put_aside_among(self.entries.iter().flatten().map(|e| e.see(&Wanted::default(), false, now)))
     }
 
-    /// Whether breakers are put aside for calls of any model by any key.
-    pub fn is_bounded(&self, now: Time) -> bool {
-        self.is_bounded_among(self.entries.iter().flatten().map(|e| e.see(&Wanted::default(), false, now)))
-    }
-
-    fn is_bounded_among(&self, seen: impl Iterator<Item = Glance>) -> bool {
-        let (mut members, mut out, mut ejected) = (0, 0, 0);
+    fn put_aside_among(&self, seen: impl Iterator<Item = Glance>) -> PutAside {
+        let (mut usable, mut held, mut ejected) = (0, 0, 0);
         for seen in seen {
-            members += 1;
-            match seen.obstacle {
-                Some((_, Grade::Out)) => out += 1,
-                Some((_, Grade::Held | Grade::Ejected)) => ejected += 1,
-                _ => {}
-            }
+            let grade = seen.obstacle.map(|(_, grade)| grade);
+            usable += usize::from(grade != Some(Grade::Out));
+            held += usize::from(grade == Some(Grade::Held));
+            ejected += usize::from(grade == Some(Grade::Ejected));
         }
-        is_bounded(members, out, ejected, self.rules.ejected)
+        PutAside::of(usable, held, ejected, self.rules.ejected)
     }
 }

@@ -1,6 +1,7 @@
 //! Choosing: which account would take this call best, seen from here.
 
 use super::class::{Asleep, Class, ClassKey, Wanted};
+use super::homes::Homes;
 use super::{Dispatch, Entry, Question};
 use crate::domain::breaker::mix;
 use crate::domain::selection::{self, Candidate, Quality, rank, share};
@@ -77,17 +78,13 @@ impl Entry {
 }
 
 impl Dispatch {
-    /// The account for this call: its session's home first.
-    pub(super) fn choose(&mut self, question: &Question, key: &ClassKey, now: Time) -> Choice {
+    /// The account for this call: its session's home first. `patient`: it has not waited for that one yet.
+    pub(super) fn choose(&mut self, question: &Question, key: &ClassKey, patient: bool, now: Time) -> Choice {
         if let Some(session) = self.session(question) {
-            let known = self.known_home(session, key, now);
-            let home = known.as_ref().map(|(at, _)| *at).or_else(|| {
-                let class = self.class(key);
-                self.classes[class].first_home(session, &self.entries)
-            });
+            let Homes { home, away, is_known } = self.homes(session, key, now);
             match home.and_then(|at| self.suits(at, question, key, now)) {
                 Some((at, seen)) if seen.schedulable() => return Choice::Take { at, bounded: false },
-                Some((at, seen)) if known.is_some() && is_full(&seen) && self.has_patience(question, now) => {
+                Some((at, seen)) if is_known && is_full(&seen) && patient && self.has_patience(question, now) => {
                     let free = self.pick(key, &question.tried, now);
                     return match (free, &self.entries[at]) {
                         (Some(_), Some(entry)) => Choice::Home(entry.standing.record.id.clone()),
@@ -96,7 +93,6 @@ impl Dispatch {
                 }
                 _ => {}
             }
-            let away = known.and_then(|(_, away)| away);
             if let Some((at, seen)) = away.and_then(|at| self.suits(at, question, key, now))
                 && seen.schedulable()
             {
@@ -120,8 +116,7 @@ impl Dispatch {
     }
 
     fn has_patience(&self, question: &Question, now: Time) -> bool {
-        let waited = self.open.contains_key(&question.ticket);
-        !waited && self.rules.patience > chrono::TimeDelta::zero() && question.deadline > now
+        self.rules.patience > chrono::TimeDelta::zero() && question.deadline > now
     }
 
     /// The best account of a class, or `None` if none can take a call.
@@ -137,8 +132,8 @@ impl Dispatch {
             }
             from = priority + 1;
         }
-        if found.is_none() && class.is_bounded(self.rules.ejected) {
-            found = self.best_of_ejected(&class, tried, now).map(|at| (at, true));
+        if found.is_none() {
+            found = self.last_resort(&mut class, tried, now).map(|at| (at, true));
         }
         self.classes[id] = class;
         found
@@ -189,7 +184,7 @@ impl Dispatch {
                     tier.swap_remove(place);
                 }
                 class.fall_asleep(at, code, grade);
-                let asleep = Asleep { class: id, epoch: class.epoch, code, grade };
+                let asleep = Asleep { class: id, making: class.making, code, grade };
                 self.put_to_sleep(at as usize, asleep, seen.change.filter(|change| *change > now));
             }
             if class.tiers.get(&priority).is_some_and(Vec::is_empty) {
@@ -210,12 +205,27 @@ impl Dispatch {
         tier.iter().find(fit).map(|at| *at as usize)
     }
 
-    fn best_of_ejected(&mut self, class: &Class, tried: &[AccountId], now: Time) -> Option<usize> {
-        let (places, drawn) = self.draw(class.ejected.len());
-        // A few first, and all only if none of the few can.
-        let few = places[..drawn].iter().map(|&place| class.ejected[place]);
+    /// Where breakers are put aside: those that merely hold back go first, whatever they bear, for they answer.
+    fn last_resort(&mut self, class: &mut Class, tried: &[AccountId], now: Time) -> Option<usize> {
+        let aside = class.put_aside(self.rules.ejected);
+        if class.exhausted || !aside.held {
+            return None;
+        }
+        let mut found = self.best_of_few(class.held.items(), class, tried, now);
+        if found.is_none() && aside.open {
+            found = self.best_of_few(class.ejected.items(), class, tried, now);
+        }
+        // All were looked at in vain, and tell when a slot comes back.
+        class.exhausted = found.is_none() && tried.is_empty();
+        found
+    }
+
+    /// A few first, and all only if none of the few can.
+    fn best_of_few(&mut self, of: &[u32], class: &Class, tried: &[AccountId], now: Time) -> Option<usize> {
+        let (places, drawn) = self.draw(of.len());
+        let few = places[..drawn].iter().map(|&place| of[place]);
         let best = self.best_bounded(few, class, tried, now);
-        best.or_else(|| self.best_bounded(class.ejected.iter().copied(), class, tried, now))
+        best.or_else(|| self.best_bounded(of.iter().copied(), class, tried, now))
     }
 
     fn best_bounded(

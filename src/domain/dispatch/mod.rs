@@ -12,11 +12,10 @@ mod question;
 mod rest;
 mod waiting;
 
-pub use class::{Binding, Scope};
+pub use class::{Binding, PutAside, Scope};
 pub use explain::{Explained, Explanation, Why};
 pub use question::{Command, Question, Rules};
 
-use super::Session;
 use super::affinity::Affinity;
 use super::line::{Line, Served, TicketId};
 use super::standing::Standing;
@@ -69,6 +68,9 @@ const DOUBT: TimeDelta = TimeDelta::milliseconds(20);
 /// Classes are made as they are asked for; at so many all are made anew.
 const MOST_CLASSES: usize = 65_536;
 
+/// A class that has missed more changes than this is made anew.
+const MOST_CHANGES: usize = 1_024;
+
 /// The machine.
 pub struct Dispatch {
     rules: Rules,
@@ -79,10 +81,14 @@ pub struct Dispatch {
     by_group: HashMap<Arc<str>, BTreeSet<usize>>,
     /// Model names that stand in accounts, and in how many.
     listed: HashMap<Arc<str>, usize>,
-    /// Raised when a record changes: classes of an older epoch are made anew.
+    /// Raised when a record changes: classes of an older epoch are patched before they are used.
     epoch: u64,
-    /// The epoch in which the line was grouped last.
-    grouped: u64,
+    /// The last changes of records, by epoch: which place.
+    changes: VecDeque<usize>,
+    /// Makings of classes so far.
+    makings: u64,
+    /// A model is listed that was not, or the other way round: those who wait are to be grouped anew.
+    regroup: bool,
     class_ids: HashMap<ClassKey, usize>,
     classes: Vec<Class>,
     wakes: BTreeSet<(Time, usize)>,
@@ -96,8 +102,12 @@ pub struct Dispatch {
     dice: u64,
     /// The usual time to the first byte, over the accounts that are picked.
     usual: Option<Duration>,
-    /// Time between two waiters that are served, smoothed; and when the last one was.
-    pace: Option<(TimeDelta, Time)>,
+    /// Time between two waiters that are served, smoothed.
+    pace: TimeDelta,
+    /// When the last one was served, if somebody has waited ever since.
+    served: Option<Time>,
+    /// Nobody is let in any more, and this is why.
+    closed: Option<Refusal>,
     commands: VecDeque<Command>,
 }
 
@@ -112,19 +122,23 @@ impl Dispatch {
             by_group: HashMap::new(),
             listed: HashMap::new(),
             epoch: 0,
-            grouped: 0,
+            changes: VecDeque::new(),
+            makings: 0,
+            regroup: false,
             class_ids: HashMap::new(),
             classes: Vec::new(),
             wakes: BTreeSet::new(),
             woken: Vec::new(),
-            line: Line::new(rules.line),
+            line: Line::new(rules.line, |group| group.home.as_ref()),
             open: HashMap::new(),
             due: BTreeSet::new(),
             affinity: Affinity::new(rules.sessions, rules.session_ttl),
             arrivals: 0,
             dice: seed | 1,
             usual: None,
-            pace: None,
+            pace: TimeDelta::milliseconds(100),
+            served: None,
+            closed: None,
             commands: VecDeque::new(),
         }
     }
@@ -139,21 +153,22 @@ impl Dispatch {
         let id = standing.record.id.clone();
         match self.index.get(&id).copied() {
             Some(at) => {
+                // While its old record tells in which tiers it belongs.
+                self.wake(at);
                 let Some(entry) = self.entries[at].as_mut() else { return };
                 let old = std::mem::replace(&mut entry.standing, standing);
                 entry.doubted = None;
-                if !Arc::ptr_eq(&old.record, &entry.standing.record) {
-                    let new = entry.standing.record.clone();
-                    self.epoch += 1;
-                    self.ungroup(&old.record, at);
-                    self.group(&new, at);
-                    self.list(&new, 1);
-                    self.list(&old.record, -1);
+                if Arc::ptr_eq(&old.record, &entry.standing.record) {
+                    return self.settle_at(at, now);
                 }
-                self.wake(at);
+                let new = entry.standing.record.clone();
+                self.ungroup(&old.record, at);
+                self.group(&new, at);
+                self.list(&new, 1);
+                self.list(&old.record, -1);
+                self.changed(at);
             }
             None => {
-                self.epoch += 1;
                 self.list(&standing.record, 1);
                 let digest = Sha256::digest(id.as_str());
                 let record = standing.record.clone();
@@ -167,6 +182,7 @@ impl Dispatch {
                 self.entries[at] = Some(entry);
                 self.index.insert(id, at);
                 self.group(&record, at);
+                self.changed(at);
             }
         }
         self.settle_line(now);
@@ -175,8 +191,9 @@ impl Dispatch {
     /// An account is gone, or its actor is dead.
     pub fn remove(&mut self, id: &AccountId, now: Time) {
         let Some(at) = self.index.remove(id) else { return };
+        self.wake(at);
         if let Some(entry) = self.entries[at].take() {
-            self.epoch += 1;
+            self.changed(at);
             self.list(&entry.standing.record, -1);
             self.ungroup(&entry.standing.record, at);
             entry.wake_at.map(|t| self.wakes.remove(&(t, at)));
@@ -220,9 +237,10 @@ impl Dispatch {
                 self.line.put_back(served);
                 self.park(question, arrived);
                 self.regroup(ticket);
-                self.settle_line(now);
+                let group = self.line.group(ticket).cloned();
+                self.settle_groups(group.into_iter().collect(), now);
             }
-            None => self.seek(question, arrived, now),
+            None => self.seek(question, arrived, false, now),
         }
     }
 
@@ -240,6 +258,7 @@ impl Dispatch {
 
     /// Nobody is let in any more: whoever waits is told.
     pub fn refuse_all(&mut self, refusal: &Refusal) {
+        self.closed = Some(refusal.clone());
         for ticket in self.line.tickets().collect::<Vec<_>>() {
             self.refuse(ticket, refusal.clone());
         }
@@ -251,7 +270,7 @@ impl Dispatch {
         let arrived = self.arrivals;
         self.wake_due(now);
         self.serve_woken(now);
-        self.seek(question, arrived, now);
+        self.seek(question, arrived, true, now);
     }
 
     /// When [`Dispatch::tick`] has something to do; only calls that wait need it.
@@ -276,7 +295,11 @@ impl Dispatch {
     pub fn survey(&self) -> Vec<(Standing, usize)> {
         let mut counts = vec![0; self.entries.len()];
         for (group, waiting) in self.line.groups() {
-            for at in self.within(&group.class.scope) {
+            let places = match &group.home {
+                Some(home) => self.index.get(home).copied().into_iter().collect(),
+                None => self.within(&group.class.scope),
+            };
+            for at in places {
                 if self.entries[at].as_ref().is_some_and(|e| group.fits(&e.standing)) {
                     counts[at] += waiting;
                 }
@@ -298,10 +321,23 @@ impl Dispatch {
                     *count = count.saturating_add_signed(by);
                     if *count == 0 {
                         self.listed.remove(model);
+                        self.regroup = true;
                     }
                 }
-                None => drop(self.listed.insert(model.into(), 1)),
+                None => {
+                    self.listed.insert(model.into(), 1);
+                    self.regroup = true;
+                }
             }
+        }
+    }
+
+    /// The account at this place is new, gone or another: classes learn of it when they are next used.
+    fn changed(&mut self, at: usize) {
+        self.epoch += 1;
+        self.changes.push_back(at);
+        if self.changes.len() > MOST_CHANGES {
+            self.changes.pop_front();
         }
     }
 

@@ -1,5 +1,5 @@
 //! Who is left out of which class, and until when: an account that was looked at in vain rests until something about it
-//! changes, and a class is made anew when a record has changed.
+//! changes, and a class is patched where a record has changed.
 
 use super::class::{Asleep, Class, ClassKey};
 use super::{DOUBT, Dispatch, MOST_CLASSES, Scope};
@@ -7,23 +7,38 @@ use crate::domain::Time;
 use std::collections::BTreeSet;
 
 impl Dispatch {
-    /// The class of `key`, made if it is not there or not of this epoch.
+    /// The class of `key`, made if it is not there, and told of what has changed since it was last used.
     pub(super) fn class(&mut self, key: &ClassKey) -> usize {
-        if let Some(&id) = self.class_ids.get(key) {
-            if self.classes[id].epoch != self.epoch {
-                self.classes[id] = Class::build(key, self.epoch, &self.entries, self.within(&key.scope));
+        let Some(&id) = self.class_ids.get(key) else {
+            if self.classes.len() >= MOST_CLASSES {
+                self.class_ids.clear();
+                self.classes.clear();
             }
+            let id = self.classes.len();
+            self.class_ids.insert(key.clone(), id);
+            let class = self.make(key);
+            self.classes.push(class);
+            return id;
+        };
+        let missed = self.epoch - self.classes[id].epoch;
+        if missed == 0 {
             return id;
         }
-        if self.classes.len() >= MOST_CLASSES {
-            self.epoch += 1;
-            self.class_ids.clear();
-            self.classes.clear();
+        match usize::try_from(missed).ok().and_then(|missed| self.changes.len().checked_sub(missed)) {
+            Some(first) => {
+                for at in self.changes.iter().skip(first) {
+                    self.classes[id].patch(key, *at, &self.entries);
+                }
+                self.classes[id].epoch = self.epoch;
+            }
+            None => self.classes[id] = self.make(key),
         }
-        let id = self.classes.len();
-        self.class_ids.insert(key.clone(), id);
-        self.classes.push(Class::build(key, self.epoch, &self.entries, self.within(&key.scope)));
         id
+    }
+
+    fn make(&mut self, key: &ClassKey) -> Class {
+        self.makings += 1;
+        Class::build(key, self.makings, self.epoch, &self.entries, self.within(&key.scope))
     }
 
     /// The places of the accounts that a scope may admit, in order.
@@ -37,11 +52,11 @@ impl Dispatch {
 
     pub(super) fn put_to_sleep(&mut self, at: usize, asleep: Asleep, until: Option<Time>) {
         if let Some(entry) = &mut self.entries[at] {
-            // What was noted before the classes were made anew is void.
-            if entry.asleep.first().is_some_and(|old| old.epoch != asleep.epoch) {
-                entry.asleep.clear();
+            match entry.asleep.iter_mut().find(|old| old.class == asleep.class) {
+                // Of an earlier making of the class.
+                Some(old) => *old = asleep,
+                None => entry.asleep.push(asleep),
             }
-            entry.asleep.push(asleep);
         }
         until.into_iter().for_each(|until| self.wake_by(at, until));
     }
@@ -69,7 +84,7 @@ impl Dispatch {
         let priority = entry.standing.record.priority;
         let place = u32::try_from(at).unwrap_or(u32::MAX);
         for asleep in entry.asleep.drain(..) {
-            if let Some(class) = self.classes.get_mut(asleep.class).filter(|c| c.epoch == asleep.epoch) {
+            if let Some(class) = self.classes.get_mut(asleep.class).filter(|c| c.making == asleep.making) {
                 class.wake(place, priority, asleep);
             }
         }

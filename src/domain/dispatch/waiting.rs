@@ -10,17 +10,24 @@ use chrono::TimeDelta;
 /// The share of the newest step in the smoothed pace is one in so many.
 const SMOOTHING: i32 = 8;
 
+/// Nobody is told to come back later than this because of those who wait.
+const LONGEST_TURN: TimeDelta = TimeDelta::seconds(60);
+
 impl Dispatch {
-    /// Finds an account for a call, or a place in the line, or the reason why neither.
-    pub(super) fn seek(&mut self, question: Question, arrived: u64, now: Time) {
+    /// Finds an account for a call, or a place in the line, or the reason why neither. `patient`: it may wait for its
+    /// session's home for a moment.
+    pub(super) fn seek(&mut self, question: Question, arrived: u64, patient: bool, now: Time) {
+        if let Some(closed) = self.closed.clone() {
+            return self.commands.push_back(Command::Refuse { ticket: question.ticket, refusal: closed });
+        }
         let class = self.class_key(&question);
-        let mut choice = self.choose(&question, &class, now);
+        let mut choice = self.choose(&question, &class, patient, now);
         if let Choice::Take { at, bounded } = choice
             && self.somebody_could_use(at, bounded, now)
         {
             // Its slot came back this very moment: those who wait go first.
             self.serve(now);
-            choice = self.choose(&question, &class, now);
+            choice = self.choose(&question, &class, patient, now);
         }
         let home = match choice {
             Choice::Take { at, bounded } => {
@@ -45,14 +52,19 @@ impl Dispatch {
                 self.picked(&class, at, now);
                 return self.send(question, arrived, at, bounded, None);
             }
-            let refusal = self.line_is_full(full, now);
+            let refusal = self.line_is_full(full, &question.key, now);
             return self.commands.push_back(Command::Refuse { ticket: question.ticket, refusal });
         }
-        let due = if patient { question.deadline.min(now + self.rules.patience) } else { question.deadline };
+        // Half of a short time at the most: the other half is for whoever else comes free.
+        let due =
+            if patient { now + self.rules.patience.min((question.deadline - now) / 2) } else { question.deadline };
         self.park_until(question, arrived, due);
     }
 
     pub(super) fn park(&mut self, question: Question, arrived: u64) {
+        if let Some(closed) = self.closed.clone() {
+            return self.refuse(question.ticket, closed);
+        }
         let due = question.deadline;
         self.park_until(question, arrived, due);
     }
@@ -79,7 +91,8 @@ impl Dispatch {
     }
 
     fn somebody_could_use(&self, at: usize, bounded: bool, now: Time) -> bool {
-        !self.line.is_empty() && self.line.groups().any(|(group, _)| self.could_use(group, at, bounded, now))
+        let Some(entry) = self.entries[at].as_ref().filter(|_| !self.line.is_empty()) else { return false };
+        self.line.groups_at(&entry.standing.record.id).any(|group| self.could_use(group, at, bounded, now))
     }
 
     fn could_use(&self, group: &Group, at: usize, bounded: bool, now: Time) -> bool {
@@ -95,16 +108,17 @@ impl Dispatch {
             let Some(entry) = &self.entries[at] else { return };
             if entry.is_held_back(now) {
                 // Of use only where the breaker is put aside, which is a matter of a whole class.
-                return self.serve(now);
+                return self.serve_groups(self.groups_at(at), now);
             }
+            let id = &entry.standing.record.id;
             if !entry.is_full()
-                && let Some(ticket) = self.line.next(|group| self.could_use(group, at, false, now))
+                && let Some(ticket) = self.line.next_at(id, |group| self.could_use(group, at, false, now))
             {
                 self.hand(ticket, at, false, now);
                 continue;
             }
-            let fits = self.line.groups().filter(|(group, _)| group.fits(&entry.standing));
-            let seen = fits.map(|(group, _)| entry.see(&group.class.wanted, false, now));
+            let fits = self.line.groups_at(id).filter(|group| group.fits(&entry.standing));
+            let seen = fits.map(|group| entry.see(&group.class.wanted, false, now));
             let Some(change) = seen.map(|seen| seen.change).reduce(|a, b| [a, b].into_iter().flatten().min()) else {
                 return;
             };
@@ -141,16 +155,23 @@ impl Dispatch {
 
     /// Gives every free slot to whoever's turn it is.
     pub(super) fn serve(&mut self, now: Time) {
-        if self.line.is_empty() {
-            return;
-        }
-        let groups: Vec<Group> = self.line.groups().map(|(group, _)| group.clone()).collect();
+        self.serve_groups(self.line.groups().map(|(group, _)| group.clone()).collect(), now);
+    }
+
+    /// The groups that the account at this place could serve, as it stands on paper.
+    fn groups_at(&self, at: usize) -> Vec<Group> {
+        let Some(entry) = &self.entries[at] else { return Vec::new() };
+        let groups = self.line.groups_at(&entry.standing.record.id);
+        groups.filter(|group| group.fits(&entry.standing)).cloned().collect()
+    }
+
+    /// Gives the free slots that these groups could use to whoever's turn it is.
+    fn serve_groups(&mut self, groups: Vec<Group>, now: Time) {
         for group in groups {
             while let Some((at, bounded)) = self.pick_for(&group, now) {
-                let Some(ticket) = self.line.next(|g| self.could_use(g, at, bounded && g.class == group.class, now))
-                else {
-                    break;
-                };
+                let Some(entry) = &self.entries[at] else { break };
+                let can = |g: &Group| self.could_use(g, at, bounded && g.class == group.class, now);
+                let Some(ticket) = self.line.next_at(&entry.standing.record.id, can) else { break };
                 self.hand(ticket, at, bounded, now);
             }
         }
@@ -170,27 +191,39 @@ impl Dispatch {
         }
     }
 
-    /// After a change that may have made things worse: serves who can be, and sends away who has no prospect.
+    /// After a change of records: serves who can be, and sends away who has no prospect.
     pub(super) fn settle_line(&mut self, now: Time) {
-        if self.line.is_empty() {
-            return;
+        if std::mem::take(&mut self.regroup) {
+            // A model may be listed that was not, or the other way round: then calls wait in another group.
+            self.line.tickets().collect::<Vec<_>>().into_iter().for_each(|ticket| self.regroup(ticket));
         }
-        self.regroup_all();
-        self.leave_lost_homes(now);
-        self.serve(now);
-        // Whoever still waits for more than its home found nobody a moment ago.
-        let groups: Vec<Group> = self.line.groups().map(|(g, _)| g.clone()).filter(|g| g.home.is_none()).collect();
-        for group in groups.into_iter().filter(|group| !self.has_prospect(group)).collect::<Vec<_>>() {
-            let refusal = self.refusal(&group, now);
-            let lost: Vec<_> = self.line.tickets().filter(|t| self.line.group(*t) == Some(&group)).collect();
-            lost.into_iter().for_each(|ticket| self.refuse(ticket, refusal.clone()));
+        self.settle_groups(self.line.groups().map(|(group, _)| group.clone()).collect(), now);
+    }
+
+    /// The same after an account has told how it stands: that concerns only those who could use it.
+    pub(super) fn settle_at(&mut self, at: usize, now: Time) {
+        self.serve_at(at, now);
+        let worse = |e: &super::Entry| !e.standing.health.is_clear() || e.standing.record.reserve > 0;
+        if !self.line.is_empty() && self.entries[at].as_ref().is_some_and(worse) {
+            self.settle_groups(self.groups_at(at), now);
         }
     }
 
-    /// After an edit a model may be listed that was not, or the other way round: then calls wait in another group.
-    fn regroup_all(&mut self) {
-        if std::mem::replace(&mut self.grouped, self.epoch) != self.epoch {
-            self.line.tickets().collect::<Vec<_>>().into_iter().for_each(|ticket| self.regroup(ticket));
+    pub(super) fn settle_groups(&mut self, mut groups: Vec<Group>, now: Time) {
+        let let_go: Vec<Group> = groups.iter().filter(|group| self.is_lost_home(group, now)).cloned().collect();
+        for group in let_go {
+            for ticket in self.line.tickets_in(&group) {
+                self.lose_patience(ticket);
+            }
+            groups.push(Group { home: None, ..group });
+        }
+        self.serve_groups(groups.clone(), now);
+        // Whoever still waits for more than its home found nobody a moment ago.
+        for group in groups.into_iter().filter(|group| group.home.is_none()) {
+            if self.line.has_group(&group) && !self.has_prospect(&group) {
+                let refusal = self.refusal(&group, now);
+                self.line.tickets_in(&group).into_iter().for_each(|ticket| self.refuse(ticket, refusal.clone()));
+            }
         }
     }
 
@@ -204,20 +237,11 @@ impl Dispatch {
     }
 
     /// A home that is not merely full any more is not waited for.
-    fn leave_lost_homes(&mut self, now: Time) {
-        let lost = |group: &Group| {
-            let at = group.home.as_ref().map(|home| self.index.get(home).copied())?;
-            let entry = at.and_then(|at| self.entries[at].as_ref());
-            let seen = entry.map(|e| e.see(&group.class.wanted, false, now));
-            Some(seen.is_none_or(|s| s.obstacle.is_some_and(|(code, _)| code != Code::AtCapacity)))
-        };
-        let gone: Vec<Group> = self.line.groups().map(|(g, _)| g.clone()).filter(|g| lost(g) == Some(true)).collect();
-        if gone.is_empty() {
-            return;
-        }
-        let whose: Vec<TicketId> =
-            self.line.tickets().filter(|t| self.line.group(*t).is_some_and(|g| gone.contains(g))).collect();
-        whose.into_iter().for_each(|ticket| self.lose_patience(ticket));
+    fn is_lost_home(&self, group: &Group, now: Time) -> bool {
+        let Some(home) = &group.home else { return false };
+        let entry = self.index.get(home).and_then(|at| self.entries[*at].as_ref());
+        let seen = entry.filter(|e| group.fits(&e.standing)).map(|e| e.see(&group.class.wanted, false, now));
+        seen.is_none_or(|s| s.obstacle.is_some_and(|(code, _)| code != Code::AtCapacity))
     }
 
     /// From now on any account will do.
@@ -228,32 +252,29 @@ impl Dispatch {
         *due = open.question.deadline;
         self.due.insert((*due, ticket));
         if let Some(group) = self.line.group(ticket).cloned() {
-            self.line.regroup(ticket, Group { home: None, ..group });
+            self.line.widen(ticket, Group { home: None, ..group });
         }
     }
 
     /// Ends the patience, or the wait, of those whose time is over.
     pub(super) fn end_waits(&mut self, now: Time) {
-        let mut impatient = false;
+        let mut let_go = Vec::new();
         while let Some(&(due, ticket)) = self.due.first().filter(|(due, _)| *due <= now) {
             self.due.remove(&(due, ticket));
-            let group = self.line.group(ticket).cloned();
-            let late = self.open.get(&ticket).is_none_or(|open| open.question.deadline <= now);
-            match group {
-                Some(group) if late => {
-                    let until = self.refusal(&group, now).until(now);
-                    self.refuse(ticket, Refusal::WaitedTooLong { until });
+            let Some(group) = self.line.group(ticket).cloned() else { continue };
+            if group.home.is_some() {
+                // Any account will do from now on, if only at the last moment.
+                self.lose_patience(ticket);
+                let group = Group { home: None, ..group };
+                self.serve_groups(vec![group.clone()], now);
+                if !let_go.contains(&group) {
+                    let_go.push(group);
                 }
-                Some(_) => {
-                    self.lose_patience(ticket);
-                    impatient = true;
-                }
-                None => {}
+            } else {
+                self.refuse(ticket, Refusal::WaitedTooLong { until: self.turn_of(self.line.len(), now) });
             }
         }
-        if impatient {
-            self.settle_line(now);
-        }
+        self.settle_groups(let_go, now);
     }
 
     pub(super) fn refuse(&mut self, ticket: TicketId, refusal: Refusal) {
@@ -269,14 +290,14 @@ impl Dispatch {
         let id = self.class(&group.class);
         let class = &self.classes[id];
         // Ejected ones take calls where the breaker is put aside: then they are out because they are full.
-        let bounded = class.is_bounded(self.rules.ejected);
+        let bounded = class.put_aside(self.rules.ejected).open;
         let hopes = |grade| grade <= Grade::Held || (bounded && grade == Grade::Ejected);
         let tried = group.tried.iter().filter(|id| {
             let entry = self.index.get(*id).and_then(|at| self.entries[*at].as_ref());
             entry.is_some_and(|e| {
                 let asleep =
                     e.asleep.iter().find(|a| a.class == *self.class_ids.get(&group.class).unwrap_or(&usize::MAX));
-                asleep.is_some_and(|a| a.epoch == class.epoch && hopes(a.grade))
+                asleep.is_some_and(|a| a.making == class.making && hopes(a.grade))
             })
         });
         class.hopeful(self.rules.ejected) > tried.count()
@@ -285,6 +306,12 @@ impl Dispatch {
     /// Why nobody can, for the one who asked.
     pub(super) fn refusal(&mut self, group: &Group, now: Time) -> Refusal {
         let id = self.class(&group.class);
+        if self.classes[id].unsupported.is_none() {
+            let places = self.within(&group.class.scope);
+            let entries = places.iter().filter_map(|at| self.entries[*at].as_ref());
+            let admitted = entries.filter(|e| group.class.scope.admits(&e.standing.record)).count();
+            self.classes[id].count_unsupported(admitted);
+        }
         let class = &self.classes[id];
         let counts = class.reasons();
         let mut parts: Vec<_> = counts.iter().map(|(code, n)| format!("{n} {}", code.name())).collect();
@@ -310,33 +337,40 @@ impl Dispatch {
         if let Some(known) = self.classes[id].soonest.filter(|end| end.is_none_or(|end| end > now)) {
             return known;
         }
-        let members = self.entries.iter().flatten().filter(|e| group.class.admits(&e.standing.record));
+        let places = self.within(&group.class.scope);
+        let members = places.iter().filter_map(|at| self.entries[*at].as_ref());
+        let members = members.filter(|e| group.class.admits(&e.standing.record));
         let ends = members.filter_map(|e| e.see(&group.class.wanted, false, now).end);
         let soonest = ends.filter(|end| *end > now).min();
         self.classes[id].soonest = Some(soonest);
         soonest
     }
 
-    fn line_is_full(&self, full: Full, now: Time) -> Refusal {
-        let (limit, of_key) = match full {
-            Full::Key => (self.rules.line.per_key, true),
-            Full::Total => (self.rules.line.total, false),
+    /// Why a call of `key` finds no place in the line, and when those before it will have been served.
+    pub(super) fn line_is_full(&self, full: Full, key: &KeyId, now: Time) -> Refusal {
+        let (limit, of_key, ahead) = match full {
+            // The keys take turns.
+            Full::Key => {
+                let turns = self.line.len_of(key).saturating_mul(self.line.keys());
+                (self.rules.line.per_key, true, turns.min(self.line.len()))
+            }
+            Full::Total => (self.rules.line.total, false, self.line.len()),
         };
-        // As long as those before it will take, as far as the last ones tell.
-        let each = self.pace.map_or(TimeDelta::milliseconds(100), |(each, _)| each);
-        let ahead = i32::try_from(self.line.len()).unwrap_or(i32::MAX);
-        let until = now + each.checked_mul(ahead).unwrap_or(TimeDelta::seconds(60)).min(TimeDelta::seconds(60));
-        Refusal::LineFull { limit, of_key, until }
+        Refusal::LineFull { limit, of_key, until: self.turn_of(ahead, now) }
     }
 
-    /// One more waiter is served.
+    /// When so many will have been served, as far as the last ones tell.
+    fn turn_of(&self, ahead: usize, now: Time) -> Time {
+        let ahead = i32::try_from(ahead).unwrap_or(i32::MAX);
+        now + self.pace.checked_mul(ahead).unwrap_or(LONGEST_TURN).min(LONGEST_TURN)
+    }
+
+    /// One more waiter is served. Only while somebody waits do the times between tell how fast the line moves.
     fn step(&mut self, now: Time) {
-        self.pace = Some(match self.pace {
-            Some((each, last)) => {
-                let took = (now - last).clamp(TimeDelta::zero(), TimeDelta::seconds(60));
-                (each + (took - each) / SMOOTHING, now)
-            }
-            None => (TimeDelta::milliseconds(100), now),
-        });
+        if let Some(last) = self.served {
+            let took = (now - last).clamp(TimeDelta::zero(), LONGEST_TURN);
+            self.pace += (took - self.pace) / SMOOTHING;
+        }
+        self.served = (!self.line.is_empty()).then_some(now);
     }
 }

@@ -6,7 +6,7 @@ type Named = Line<char, char>;
 
 /// One waiter a word: key, group and ticket; they arrive in the order of their tickets.
 fn line(words: &str) -> Named {
-    let mut line = Line::new(Bounds { per_key: 9, total: 99 });
+    let mut line = Line::new(Bounds { per_key: 9, total: 99 }, |_| None);
     words.split_whitespace().for_each(|word| join(&mut line, word).unwrap());
     line
 }
@@ -87,7 +87,7 @@ fn put_back_gives_place_and_turn_back() {
 
 #[test]
 fn bounds_hold_for_joining_but_not_for_coming_back() {
-    let mut line = Line::new(Bounds { per_key: 1, total: 2 });
+    let mut line = Line::new(Bounds { per_key: 1, total: 2 }, |_| None);
     join(&mut line, "Ax1").unwrap();
     assert_eq!(join(&mut line, "Ay2"), Err(Full::Key));
     let served = serve(&mut line, "x").unwrap();
@@ -109,4 +109,36 @@ fn regroup_keeps_age_and_turn_and_groups_are_listed_by_creation() {
     assert_eq!(drain(&mut line, "xyz"), [1, 2, 5, 3]);
     let mut line = self::line("Ax1 Bx2 By1");
     assert_eq!((line.len(), line.len_of(&'A'), drain(&mut line, "xy")), (2, 0, vec![1, 2]), "a ticket used twice");
+}
+
+/// Calls that waited for one account alone and may go anywhere from now on are no claim to the turns of others.
+#[test]
+fn who_is_let_go_anywhere_takes_its_keys_turn_and_no_more() {
+    let mut line = line("Ah1 Ah2 Ah3 Ah4 Bx5 Cx6");
+    let mut order = Vec::new();
+    for ticket in 1..=4 {
+        assert!(line.widen(TicketId(ticket), 'x'));
+        order.push(serve(&mut line, "x").unwrap().place.key);
+    }
+    order.extend(drain(&mut line, "x").into_iter().map(|_| '.'));
+    assert_eq!(order.iter().collect::<String>(), "ABCA..", "A's turn is as old as its first call, once");
+}
+
+/// A group that one account alone could serve is found by that account, and by no other.
+#[test]
+fn groups_of_one_account_are_found_by_it() {
+    let id = |name: &str| AccountId::parse(name).unwrap();
+    let mut line = Line::<char, (Option<AccountId>, char)>::new(Bounds { per_key: 9, total: 99 }, |g| g.0.as_ref());
+    for (n, only) in [(1, None), (2, Some("a")), (3, Some("b")), (4, Some("a"))] {
+        let group = (only.map(id), 'x');
+        line.join(Place { ticket: TicketId(n), key: 'A', group, arrived: n }).unwrap();
+    }
+    let at = |line: &Line<_, _>, name: &str| line.groups_at(&id(name)).count();
+    assert_eq!([at(&line, "a"), at(&line, "b"), at(&line, "c")], [2, 2, 1]);
+    assert_eq!(line.next_at(&id("b"), |(only, _)| only.is_some()), Some(TicketId(3)));
+    line.leave(TicketId(2));
+    line.leave(TicketId(3));
+    assert_eq!([at(&line, "a"), at(&line, "b")], [2, 1]);
+    line.leave(TicketId(1));
+    assert_eq!((at(&line, "a"), line.next_at(&id("c"), |_| true)), (1, None));
 }

@@ -35,7 +35,7 @@ impl Pool {
     fn shown(&self, view: &AccountView, state: &State) -> Value {
         let (now, window) = (state.clock.now(), state.settings.health.breaker_window);
         let Standing { record, health, slots } = &view.standing;
-        let verdict = view.verdict(self.overview.bounded, now);
+        let verdict = view.verdict(self.overview.aside, now);
         let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::seconds(30));
         let (good, bad) = (slots.vitals().successes(now, window), slots.vitals().faults(now, window));
         let rate = (good + bad > 0).then(|| f64::from(good) / f64::from(good + bad));

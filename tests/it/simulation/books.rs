@@ -51,6 +51,10 @@ pub struct Books {
     running: BTreeMap<AccountId, u32>,
     /// Trials under way by permit, and when each began.
     on_trial: BTreeMap<AccountId, BTreeMap<u64, Time>>,
+    /// Calls without an answer by permit, and when each was granted; less those that a breaker was put aside for.
+    unanswered: BTreeMap<AccountId, BTreeMap<u64, Time>>,
+    /// Who came in this very step.
+    newcomers: Vec<TicketId>,
     /// Accounts that are well again, and have not been used since.
     recovering: BTreeMap<AccountId, i64>,
 }
@@ -61,6 +65,7 @@ const SLACK: i64 = 25;
 impl Books {
     pub fn note(&mut self, at: i64, event: &impl Debug) {
         self.steps += 1;
+        self.newcomers.clear();
         // The kind of event and its time: what it carries hangs on both.
         let text = format!("{:?}", std::mem::discriminant(event));
         (at, text).hash(&mut self.trace);
@@ -72,6 +77,7 @@ impl Books {
 
     pub fn asks(&mut self, question: &Question, now: i64) {
         self.arrivals += 1;
+        self.newcomers.push(question.ticket);
         let open = Open { question: question.clone(), arrived: self.arrivals, since: now, asking: false };
         self.open.insert(question.ticket, open);
         self.most_waiting = self.most_waiting.max(self.open.values().filter(|o| !o.asking).count());
@@ -95,6 +101,47 @@ impl Books {
             Some(older) => {
                 let what = format!("{:?} was asked for before {:?}", ticket, older.question.ticket);
                 Err(Violation::new("no newcomer overtakes", what))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A newcomer is sent to this account: nobody who waits, of whatever key, could have had it.
+    pub fn nobody_is_passed_by(
+        &self,
+        ticket: TicketId,
+        account: &Standing,
+        rules: &Rules,
+        now: Time,
+    ) -> Result<(), Violation> {
+        let millis = now.timestamp_millis();
+        if !self.newcomers.contains(&ticket) || millis <= self.doubted + SLACK {
+            return Ok(());
+        }
+        let waits = self.open.values().filter(|o| !o.asking && !self.newcomers.contains(&o.question.ticket));
+        let passed = waits.map(|o| (o, &o.question)).find(|(open, q)| {
+            let patient = q.session.is_some() && millis - open.since <= rules.patience.num_milliseconds() + SLACK;
+            let fits = q.scope.admits(&account.record) && !q.tried.contains(&account.record.id);
+            !patient && fits && account.glance(account.load(0, false), Want::of(&q.call), now).schedulable()
+        });
+        match passed {
+            Some((_, q)) => {
+                let what = format!("{ticket:?} was asked for at {} past {:?}", account.record.id, q.ticket);
+                Err(Violation::new("no newcomer overtakes", what))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Somebody is sent away: there is no account that could take the call. To be asked when no message is under way.
+    pub fn nobody_is_refused_in_vain(&self, ticket: TicketId, sites: &[&Standing], now: Time) -> Result<(), Violation> {
+        let Some(open) = self.open.get(&ticket).filter(|_| now.timestamp_millis() > self.doubted + SLACK) else {
+            return Ok(());
+        };
+        match could_take(&open.question, sites, now) {
+            Some(free) => {
+                let what = format!("{ticket:?} is refused while {} is free", free.record.id);
+                Err(Violation::new("nobody is refused while an eligible slot is free", what))
             }
             None => Ok(()),
         }
@@ -145,12 +192,14 @@ impl Books {
             .collect()
     }
 
-    /// `trial`: its permit, when it begins, and for how long one that began earlier keeps it away.
+    /// `half_open`: since when it is, and for how long a call that was let in since then keeps others away.
     pub fn granted(
         &mut self,
+        permit: u64,
         id: &AccountId,
         limit: u32,
-        trial: Option<(u64, Time, TimeDelta)>,
+        (trial, half_open): (bool, Option<(Time, TimeDelta)>),
+        now: Time,
     ) -> Result<(), Violation> {
         self.grants += 1;
         self.recovering.remove(id);
@@ -159,8 +208,17 @@ impl Books {
         if *running > limit {
             return Err(Violation::new("calls held ≤ limit", format!("{id} runs {running} over {limit}")));
         }
-        if let Some((permit, now, patience)) = trial {
+        if let Some((since, patience)) = half_open {
+            // Whoever was let in since then was its trial, be that called so or not.
+            let unanswered = self.unanswered.entry(id.clone()).or_default();
+            if unanswered.values().any(|at| *at >= since && now - *at < patience) {
+                return Err(Violation::new("at most one half-open probe", format!("{id} has {unanswered:?}")));
+            }
+            unanswered.insert(permit, now);
+        }
+        if trial {
             self.trials += 1;
+            let patience = half_open.map_or(TimeDelta::zero(), |(_, patience)| patience);
             let trials = self.on_trial.entry(id.clone()).or_default();
             if trials.values().any(|began| now - *began < patience) {
                 return Err(Violation::new("at most one half-open probe", format!("{id} has {trials:?}")));
@@ -177,6 +235,12 @@ impl Books {
     pub fn trial_over(&mut self, id: &AccountId, permit: u64) {
         if let Some(trials) = self.on_trial.get_mut(id) {
             trials.remove(&permit);
+        }
+    }
+
+    pub fn answered(&mut self, id: &AccountId, permit: u64) {
+        if let Some(unanswered) = self.unanswered.get_mut(id) {
+            unanswered.remove(&permit);
         }
     }
 
@@ -204,7 +268,7 @@ impl Books {
         if millis <= self.doubted + SLACK {
             return Ok(());
         }
-        let patience = 2 * rules.patience.num_milliseconds() + SLACK;
+        let patience = rules.patience.num_milliseconds() + SLACK;
         let mut seen: Vec<&Question> = Vec::new();
         for open in self.open.values().filter(|o| !o.asking) {
             let q = &open.question;
@@ -215,13 +279,7 @@ impl Books {
                 continue;
             }
             seen.push(q);
-            let free = sites.iter().find(|s| {
-                let fits = q.scope.admits(&s.record) && !q.tried.contains(&s.record.id);
-                // An alarm may be a millisecond late.
-                let free = |at| s.glance(s.load(0, false), Want::of(&q.call), at).schedulable();
-                fits && free(now) && free(now - TimeDelta::milliseconds(2))
-            });
-            if let Some(free) = free {
+            if let Some(free) = could_take(q, sites, now) {
                 let what = format!("{:?} waits while {} is free", q.ticket, free.record.id);
                 return Err(Violation::new("nobody waits while an eligible slot is free", what));
             }
@@ -236,13 +294,16 @@ impl Books {
     }
 
     /// Somebody is picked exactly when a verdict says that somebody may take it, and then it is one of those.
-    pub fn explanation_is_true(explained: &Explanation, question: &Question) -> Result<(), Violation> {
+    pub fn explanation_is_true(&self, explained: &Explanation, question: &Question, now: i64) -> Result<(), Violation> {
+        if now <= self.doubted + SLACK {
+            return Ok(());
+        }
         let wrong = |what: String| Err(Violation::new("the scheduler picks exactly when the verdict says so", what));
         let may: Vec<_> = explained.accounts.iter().filter(|a| a.verdict.schedulable).collect();
         match &explained.picked {
             Some(id) if may.iter().any(|a| a.standing.record.id == *id) => Ok(()),
             Some(id) => wrong(format!("{id} was picked for {:?}", question.call.model_name())),
-            None if may.is_empty() || explained.why == Why::Waits => Ok(()),
+            None if may.is_empty() || explained.why == Why::HomeFull => Ok(()),
             None => wrong(format!("{} was not picked", may[0].standing.record.id)),
         }
     }
@@ -265,4 +326,13 @@ impl Books {
             None => Ok(()),
         }
     }
+}
+
+/// An account that could take this call, now and a moment ago: an alarm may be a millisecond late.
+fn could_take<'a>(q: &Question, sites: &[&'a Standing], now: Time) -> Option<&'a Standing> {
+    sites.iter().copied().find(|s| {
+        let fits = q.scope.admits(&s.record) && !q.tried.contains(&s.record.id);
+        let free = |at| s.glance(s.load(0, false), Want::of(&q.call), at).schedulable();
+        fits && free(now) && free(now - TimeDelta::milliseconds(2))
+    })
 }

@@ -10,9 +10,10 @@ use claude_relay::domain::health::{Asked, Attempted, Health, Policy};
 use claude_relay::domain::line::Bounds;
 use claude_relay::domain::slots::{Slots, Trial};
 use claude_relay::domain::standing::Grant;
-use claude_relay::domain::verdict::Want;
+use claude_relay::domain::verdict::{Code, Want};
 use claude_relay::domain::{
-    Account, AccountId, Call, Endpoint, Family, Fault, KeyId, Limit, Outcome, Session, Standing, TicketId, Time, Window,
+    Account, AccountId, Call, Endpoint, Family, Fault, KeyId, Limit, Outcome, Refusal, Session, Standing, TicketId,
+    Time, Window,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -244,7 +245,7 @@ impl World {
             && let Some(question) = self.books.sample()
         {
             let explained = self.dispatch.explain(&question, now);
-            Books::explanation_is_true(&explained, &question)?;
+            self.books.explanation_is_true(&explained, &question, self.now)?;
         }
         Ok(())
     }
@@ -354,6 +355,7 @@ impl World {
             return Ok(None);
         }
         let Some(site) = self.sites.get(id) else { return Ok(None) };
+        let seen = site.standing.verdict(Want::of(call), false, now);
         let Ok(grant) = site.standing.grant(Want::of(call), bounded, now) else { return Ok(None) };
         let (limit, trial) = (site.standing.slots.limit(), grant.trial.is_some());
         // A trial after a guess keeps others away for so long; that of a breaker until it is over.
@@ -361,7 +363,8 @@ impl World {
         let patience = if open && !bounded { TimeDelta::MAX } else { self.policy.trial };
         self.sequence += 1;
         let permit = self.sequence;
-        self.books.granted(id, limit, trial.then_some((permit, now, patience)))?;
+        let half_open = seen.reasons.iter().filter(|r| r.code == Code::HalfOpen && !bounded).find_map(|r| r.since);
+        self.books.granted(permit, id, limit, (trial, half_open.map(|since| (since, patience))), now)?;
         let mut grant = grant;
         if self.mutant == Some(Mutant::TwoTrials) {
             grant.trial = None;
@@ -400,6 +403,7 @@ impl World {
         let now = self.time();
         let Some(permit) = self.permits.get(&number) else { return };
         let (id, granted) = (permit.account.clone(), permit.granted);
+        self.books.answered(&id, number);
         let weather = self.sites.get(&id).map_or(Weather::Fair, |s| s.weather);
         let luck = self.below(100);
         let until = |ms: i64| Some(now + TimeDelta::milliseconds(ms));
@@ -456,6 +460,7 @@ impl World {
             self.books.trial_over(&permit.account, number);
         }
         self.books.over(&permit.account);
+        self.books.answered(&permit.account, number);
         if let Some(Outcome::Answered { status }) = permit.outcome {
             let cutting = self.sites.get(&permit.account).is_some_and(|s| s.weather == Weather::Cutting);
             let outcome = match self.chance(if cutting { 90 } else { 1 }) {
@@ -568,14 +573,25 @@ impl World {
     }
 
     fn act(&mut self) -> Result<(), Violation> {
+        // Nothing is under way that the dispatcher does not know of yet.
+        let calm = self.under_way == 0;
         while let Some(command) = self.dispatch.command() {
             match command {
                 Command::Ask { ticket, account, call, bounded } => {
                     self.books.asked(ticket, self.now)?;
+                    if let Some(site) = self.sites.get(&account).filter(|_| calm) {
+                        self.books.nobody_is_passed_by(ticket, &site.standing, &self.rules, self.time())?;
+                    }
                     let of = self.generation;
                     self.tell(Event::Asked { ticket, account, call, bounded, of });
                 }
-                Command::Refuse { ticket, .. } => self.books.refused(ticket)?,
+                Command::Refuse { ticket, refusal } => {
+                    if calm && !matches!(refusal, Refusal::LineFull { .. }) {
+                        let sites: Vec<_> = self.sites.values().map(|s| &s.standing).collect();
+                        self.books.nobody_is_refused_in_vain(ticket, &sites, self.time())?;
+                    }
+                    self.books.refused(ticket)?;
+                }
             }
         }
         if let Some(due) = self.dispatch.due().map(|due| due.timestamp_millis().max(self.now) + 1)
