@@ -3,7 +3,7 @@
 
 use super::permit::{Pass, Permit};
 use super::reply::{Left, Reply, TicketId};
-use super::scheduler::{Close, Scheduler, Scope, Select};
+use super::scheduler::{Close, Scheduler, Select};
 use super::watch::Watch;
 use super::{Actors, KeyEntry, Live, Parts};
 use crate::clock::Clock;
@@ -145,7 +145,7 @@ pub fn question(
     deadline: Time,
 ) -> Question {
     let record = key.key();
-    let scope = Scope::of(&record.accounts, &record.groups);
+    let scope = record.scope.clone();
     let session = call.session.as_deref().map(|name| Session::of(&key.id, name));
     let deadline = call.deadline.map_or(deadline, |end| end.min(deadline));
     Question { ticket, key: key.id.clone(), call, session, scope, tried, deadline }

@@ -4,6 +4,7 @@
 //! answer that creates it.
 
 use super::account::group_name;
+use super::dispatch::Scope;
 use super::document::{Document, Field, FieldError, Guard, wrong};
 use super::{AccountId, Secret, Time};
 use memchr::memmem;
@@ -123,10 +124,8 @@ pub struct Key {
     pub expires_at: Option<Time>,
     /// Calls it may hold at once; `None` is no limit.
     pub concurrency_limit: Option<u32>,
-    /// The accounts it may use; empty is all.
-    pub accounts: Arc<[AccountId]>,
-    /// The groups whose accounts it may use; empty is all.
-    pub groups: Arc<[Arc<str>]>,
+    /// The accounts it may use.
+    pub scope: Scope,
 }
 
 const fn field(name: &'static str, alias: Option<&'static str>, guard: Guard) -> Field {
@@ -174,8 +173,7 @@ impl Key {
             active,
             expires_at: doc.time("expires_at")?,
             concurrency_limit: doc.integer("concurrencyLimit", 1..=100_000)?.and_then(|n| u32::try_from(n).ok()),
-            accounts: parse_accounts(doc)?,
-            groups: parse_groups(doc)?,
+            scope: Scope::of(parse_accounts(doc)?, parse_groups(doc)?),
         })
     }
 
@@ -185,8 +183,8 @@ impl Key {
     }
 }
 
-fn parse_accounts(doc: &Document) -> Result<Arc<[AccountId]>, FieldError> {
-    let Some(value) = doc.get("accounts") else { return Ok(Arc::default()) };
+fn parse_accounts(doc: &Document) -> Result<Vec<AccountId>, FieldError> {
+    let Some(value) = doc.get("accounts") else { return Ok(Vec::new()) };
     let expected = "a list of account ids";
     let list = value.as_array().ok_or_else(|| wrong("accounts", expected, value))?;
     list.iter()
@@ -197,8 +195,8 @@ fn parse_accounts(doc: &Document) -> Result<Arc<[AccountId]>, FieldError> {
         .collect()
 }
 
-fn parse_groups(doc: &Document) -> Result<Arc<[Arc<str>]>, FieldError> {
-    let Some(value) = doc.get("groups") else { return Ok(Arc::default()) };
+fn parse_groups(doc: &Document) -> Result<Vec<Arc<str>>, FieldError> {
+    let Some(value) = doc.get("groups") else { return Ok(Vec::new()) };
     let expected = "a list of group names";
     let list = value.as_array().ok_or_else(|| wrong("groups", expected, value))?;
     list.iter()
@@ -219,7 +217,10 @@ mod tests {
         doc.set("id", "k");
         doc.set("hash", KeyHash::of("k").to_hex());
         doc.apply(Document::from_input(json!({"name": "n", "groups": value}), FIELDS)?);
-        Ok(Key::parse(&doc)?.groups.iter().map(|g| g.to_string()).collect())
+        match Key::parse(&doc)?.scope {
+            Scope::All => Ok(Vec::new()),
+            Scope::Only(binding) => Ok(binding.groups().iter().map(|g| g.to_string()).collect()),
+        }
     }
 
     #[test]

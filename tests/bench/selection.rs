@@ -8,7 +8,9 @@ use claude_relay::domain::health::{Asked, Attempted, Health, Policy};
 use claude_relay::domain::slots::Slots;
 use claude_relay::domain::standing::Grant;
 use claude_relay::domain::verdict::Want;
-use claude_relay::domain::{Account, AccountId, Call, Endpoint, KeyId, Limit, Outcome, Standing, TicketId, Time};
+use claude_relay::domain::{
+    Account, AccountId, Call, Endpoint, KeyId, Limit, Outcome, Session, Standing, TicketId, Time,
+};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -57,11 +59,15 @@ impl Pool {
     }
 
     fn cycle(&mut self, call: &Arc<Call>, scope: &Scope) {
+        self.cycle_of(call, scope, None);
+    }
+
+    fn cycle_of(&mut self, call: &Arc<Call>, scope: &Scope, session: Option<Session>) {
         self.tickets += 1;
         let (ticket, key) = (TicketId(self.tickets), KeyId::new("k"));
         let (call, scope, tried) = (call.clone(), scope.clone(), Arc::default());
         let deadline = self.now + TimeDelta::seconds(30);
-        self.dispatch.ask(Question { ticket, key, call, session: None, scope, tried, deadline }, self.now);
+        self.dispatch.ask(Question { ticket, key, call, session, scope, tried, deadline }, self.now);
         while let Some(command) = self.dispatch.command() {
             let Command::Ask { ticket, account, call, bounded } = command else { panic!("{command:?}") };
             let grant = self.standings[&account].grant(Want::of(&call), bounded, self.now).unwrap();
@@ -111,6 +117,42 @@ impl Pool {
         (started.elapsed().as_nanos() / (rounds * scopes.len()) as u128, 0)
     }
 
+    /// The same of calls in sessions, each of them new or each of them known.
+    fn measure_sessions(&mut self, call: &Arc<Call>, new: bool) -> (u128, u128) {
+        let session = |n: u64| Some(Session(n.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        for n in 0..20_000 {
+            self.cycle_of(call, &Scope::All, session(n % 1_000));
+        }
+        let started = Instant::now();
+        for n in 0..20_000 {
+            self.cycle_of(call, &Scope::All, session(if new { 1_000 + n } else { n % 1_000 }));
+        }
+        (started.elapsed().as_nanos() / 20_000, 0)
+    }
+
+    /// Every slot is taken and calls of these kinds wait: nanoseconds of a report without news, and of an edit.
+    fn measure_news(&mut self, calls: &[Arc<Call>], scopes: &[Scope]) -> (u128, u128) {
+        let mut held = Vec::new();
+        for (call, scope) in calls.iter().flat_map(|call| scopes.iter().map(move |scope| (call, scope))) {
+            held.extend(std::iter::from_fn(|| self.ask(call, scope)));
+        }
+        let ids: Vec<AccountId> = self.standings.keys().take(500).cloned().collect();
+        let mut round = |edit: bool| {
+            let started = Instant::now();
+            for id in &ids {
+                let standing = self.standings.get_mut(id).unwrap();
+                if edit {
+                    standing.record =
+                        Arc::new(Account { weight: standing.record.weight + 1, ..(*standing.record).clone() });
+                }
+                self.dispatch.put(standing.clone(), self.now);
+            }
+            started.elapsed().as_nanos() / ids.len() as u128
+        };
+        let report = round(false);
+        (report, round(true))
+    }
+
     /// Nanoseconds of one cycle, the median of several rounds; and of the first, which makes its class.
     fn measure(&mut self, calls: &[Arc<Call>], scopes: &[Scope]) -> (u128, u128) {
         let started = Instant::now();
@@ -139,9 +181,9 @@ fn call(model: &str) -> Arc<Call> {
 }
 
 fn main() {
-    println!("{:>9}  {:>24} {:>12} {:>14}", "accounts", "", "ns a choice", "first, us");
+    println!("{:>9}  {:>26} {:>12} {:>14}", "accounts", "", "ns a choice", "first, us");
     let line = |n: usize, what: &str, (each, first): (u128, u128)| {
-        println!("{n:>9}  {what:>24} {each:>12} {:>14}", first / 1_000);
+        println!("{n:>9}  {what:>26} {each:>12} {:>14}", first / 1_000);
     };
     for n in [10, 100, 1_000, 10_000] {
         let (calls, all) = ([call("m")], [Scope::All]);
@@ -149,14 +191,21 @@ fn main() {
         line(n, "99 % out", Pool::new(n, 99.min(100 - 100 / n), |_| json!({})).measure(&calls, &all));
         let groups = n.min(1_000);
         let grouped = |i: usize| json!({"group": format!("g{}", i % groups)});
-        let scopes: Vec<_> =
-            (0..groups).map(|g| Scope::of(&Arc::default(), &Arc::from([Arc::from(format!("g{g}"))]))).collect();
+        let scopes: Vec<_> = (0..groups).map(|g| Scope::of([], [Arc::from(format!("g{g}"))])).collect();
         line(n, "1,000 groups", Pool::new(n, 0, grouped).measure(&calls, &scopes));
         line(n, "a call waits in each", Pool::new(n, 0, grouped).measure_waiting(&calls[0], &scopes));
         let models =
             |i: usize| json!({"models": (0..25).map(|m| format!("m{}", (i * 5 + m) % 50)).collect::<Vec<_>>()});
         let fifty: Vec<_> = (0..50).map(|m| call(&format!("m{m}"))).collect();
         line(n, "50 models", Pool::new(n, 0, models).measure(&fifty, &all));
+        line(n, "known sessions", Pool::new(n, 0, |_| json!({})).measure_sessions(&calls[0], false));
+        line(n, "new sessions", Pool::new(n, 0, |_| json!({})).measure_sessions(&calls[0], true));
+        let (report, edit) = Pool::new(n, 0, models).measure_news(&fifty, &all);
+        line(n, "a report, 50 models wait", (report, 0));
+        line(n, "an edit, 50 models wait", (edit, 0));
+        let (report, edit) = Pool::new(n, 0, grouped).measure_news(&calls, &scopes);
+        line(n, "a report, each group waits", (report, 0));
+        line(n, "an edit, each group waits", (edit, 0));
         let both = |i: usize| {
             let mut fields = models(i);
             fields["group"] = json!(format!("g{}", i % groups));

@@ -77,7 +77,7 @@ fn scope(n: usize) -> Scope {
         0 => Scope::All,
         1 => Scope::only([id("a000"), id("a001"), id("gone")]),
         2 => groups(["g0"]),
-        3 => Scope::of(&[id("a002")].into(), &[Arc::from("g1")].into()),
+        3 => Scope::of([id("a002")], [Arc::from("g1")]),
         _ => groups(["g0", "g1"]),
     }
 }

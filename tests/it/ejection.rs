@@ -2,7 +2,7 @@
 
 use crate::fake_upstream::{Cut, FakeUpstream, Reply, Usage};
 use crate::raw_client::Request;
-use crate::relay_app::{TestRelay, body, message, stream, without_waiting};
+use crate::relay_app::{TestRelay, body, eventually, message, stream, without_waiting};
 use claude_relay::actors::front::Drain;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant, SystemTime};
@@ -457,4 +457,40 @@ async fn explain_says_what_admission_would_say_and_takes_nothing() {
     relay.actors().front.addr().send(Drain).await.unwrap();
     let told = relay.admin(Request::get("/admin/explain?model=claude-test")).await.json();
     assert_eq!((&told["picked"], &told["refusal"]["code"]), (&Value::Null, &json!("draining")), "{told:#}");
+}
+
+/// The metrics say what `status` says.
+#[actix_rt::test]
+async fn metrics_are_the_pool_by_the_same_verdicts() {
+    let (upstream, relay) = (FakeUpstream::start(), TestRelay::start().await);
+    relay.add_account("a", &upstream, json!({"concurrencyLimit": 1, "priority": 1})).await;
+    relay.add_account("b", &upstream, json!({"priority": 2})).await;
+    let (key, bound) = (relay.add_key(json!({})).await, relay.add_key(json!({"accounts": ["b"]})).await);
+    upstream.next(limited(&[("retry-after", "60".to_owned())]));
+    assert_eq!(relay.send(message(&bound)).await.status, 429);
+    upstream.next(Reply::stream(&["one"], USAGE).hang_after(200));
+    let held = relay.open(stream(&key)).await;
+    let waiting = relay.open_later(message(&key));
+    eventually("it waits", || relay.outstanding().tickets == 1).await;
+    let answer = relay.admin(Request::get("/admin/metrics")).await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain; version=0.0.4; charset=utf-8")));
+    let text = answer.text();
+    for line in [
+        "claude_relay_ready 1",
+        "claude_relay_calls_open 1",
+        "claude_relay_calls_waiting 1",
+        r#"claude_relay_account_schedulable{account="a",platform="claudeconsole"} 0"#,
+        r#"claude_relay_account_reason{account="a",platform="claudeconsole",code="at_capacity",blocks="true"} 1"#,
+        r#"claude_relay_account_reason{account="b",platform="claudeconsole",code="rate_limited_burst",blocks="true"} 1"#,
+        r#"claude_relay_account_slots_limit{account="a",platform="claudeconsole"} 1"#,
+        r#"claude_relay_account_waiting{account="a",platform="claudeconsole"} 1"#,
+        r#"claude_relay_account_recent_calls{account="b",platform="claudeconsole",result="fault"} 1"#,
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+    }
+    let gauges = text.lines().filter(|l| l.starts_with("# TYPE")).count();
+    assert_eq!(gauges, text.lines().filter(|l| l.starts_with("# HELP")).count());
+    assert!(!text.contains("token-of") && !text.contains(&key));
+    held.leave();
+    waiting.await.unwrap();
 }

@@ -69,7 +69,7 @@ pub fn call(model: &str) -> Arc<Call> {
 }
 
 pub fn groups<'a>(names: impl IntoIterator<Item = &'a str>) -> Scope {
-    Scope::of(&Arc::default(), &names.into_iter().map(Arc::from).collect())
+    Scope::of([], names.into_iter().map(Arc::from))
 }
 
 /// Outcomes by what they do to an account of which nothing else is known.

@@ -5,58 +5,14 @@
 //! about it changes. So a choice looks at a few accounts, however many there are and however many are out, and
 //! every account that is looked at in vain is paid for by a change.
 
-use super::Entry;
+use super::{Entry, Scope};
 use crate::domain::breaker::mix;
 use crate::domain::selection::affinity;
 use crate::domain::verdict::{Code, Grade};
 use crate::domain::window::Family;
-use crate::domain::{Account, AccountId, Session, Time};
+use crate::domain::{Account, Session, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-
-/// Which accounts may be considered.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// Every one.
-    All,
-    /// These and no others, even if none of them can.
-    Only(Arc<Binding>),
-}
-
-/// What a key is bound to.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Binding {
-    /// Accounts by id.
-    pub accounts: Arc<[AccountId]>,
-    /// Accounts by their group.
-    pub groups: Arc<[Arc<str>]>,
-}
-
-impl Scope {
-    /// These accounts and these groups; all if neither is named.
-    pub fn of(accounts: &Arc<[AccountId]>, groups: &Arc<[Arc<str>]>) -> Self {
-        if accounts.is_empty() && groups.is_empty() {
-            return Self::All;
-        }
-        Self::Only(Arc::new(Binding { accounts: accounts.clone(), groups: groups.clone() }))
-    }
-
-    /// These accounts alone.
-    pub fn only(accounts: impl IntoIterator<Item = AccountId>) -> Self {
-        Self::Only(Arc::new(Binding { accounts: accounts.into_iter().collect(), groups: Arc::default() }))
-    }
-
-    /// Whether `account` may be considered.
-    pub fn admits(&self, account: &Account) -> bool {
-        match self {
-            Self::All => true,
-            Self::Only(binding) => {
-                let grouped = account.group.as_deref().is_some_and(|g| binding.groups.iter().any(|b| **b == *g));
-                grouped || binding.accounts.contains(&account.id)
-            }
-        }
-    }
-}
 
 /// A model, as far as it matters for who could serve it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -10,11 +10,13 @@ mod homes;
 mod look;
 mod question;
 mod rest;
+mod scope;
 mod waiting;
 
-pub use class::{Binding, PutAside, Scope};
+pub use class::PutAside;
 pub use explain::{Explained, Explanation, Why};
 pub use question::{Command, Question, Rules};
+pub use scope::{Binding, Scope};
 
 use super::affinity::Affinity;
 use super::line::{Line, Served, TicketId};

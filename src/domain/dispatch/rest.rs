@@ -44,8 +44,8 @@ impl Dispatch {
     /// The places of the accounts that a scope may admit, in order.
     pub(super) fn within(&self, scope: &Scope) -> Vec<usize> {
         let Scope::Only(binding) = scope else { return (0..self.entries.len()).collect() };
-        let named = binding.accounts.iter().filter_map(|id| self.index.get(id).copied());
-        let grouped = binding.groups.iter().filter_map(|group| self.by_group.get(group)).flatten().copied();
+        let named = binding.accounts().iter().filter_map(|id| self.index.get(id).copied());
+        let grouped = binding.groups().iter().filter_map(|group| self.by_group.get(group)).flatten().copied();
         let places: BTreeSet<usize> = named.chain(grouped).collect();
         places.into_iter().collect()
     }

@@ -203,7 +203,10 @@ impl Dispatch {
     /// The same after an account has told how it stands: that concerns only those who could use it.
     pub(super) fn settle_at(&mut self, at: usize, now: Time) {
         self.serve_at(at, now);
-        let worse = |e: &super::Entry| !e.standing.health.is_clear() || e.standing.record.reserve > 0;
+        let worse = |e: &super::Entry| {
+            let record = &e.standing.record;
+            !e.standing.health.is_clear() || record.reserve > 0 || record.expires_at.is_some_and(|end| end <= now)
+        };
         if !self.line.is_empty() && self.entries[at].as_ref().is_some_and(worse) {
             self.settle_groups(self.groups_at(at), now);
         }

@@ -6,6 +6,7 @@
 pub mod accounts;
 mod explain;
 pub mod keys;
+mod metrics;
 mod status;
 pub mod token;
 
@@ -48,6 +49,7 @@ pub fn scope() -> impl HttpServiceFactory {
                 .default_service(wrong_method()),
         )
         .service(web::resource("/explain").get(explain::explain).default_service(wrong_method()))
+        .service(web::resource("/metrics").get(metrics::metrics).default_service(wrong_method()))
         .service(web::resource("/status").get(status::status).default_service(wrong_method()))
         .service(web::resource("/usage").get(status::usage).default_service(wrong_method()))
         .default_service(web::to(unknown_path))

@@ -19,24 +19,28 @@ use std::collections::HashMap;
 type Answer = Result<HttpResponse, AdminError>;
 
 /// What the Scheduler knows beside the accounts themselves.
-struct Pool {
+pub(super) struct Pool {
     waiting: HashMap<AccountId, usize>,
-    overview: Overview,
+    pub overview: Overview,
 }
 
 impl Pool {
-    async fn survey(state: &State) -> Result<Self, AdminError> {
+    pub async fn survey(state: &State) -> Result<Self, AdminError> {
         let overview = state.actors.scheduler.addr().send(Survey).await;
         let overview = overview.map_err(|_| AdminError::Actor("the scheduler"))?;
         let waiting = overview.accounts.iter().map(|v| (v.standing.record.id.clone(), v.waiting)).collect();
         Ok(Self { waiting, overview })
     }
 
+    /// The window that recent calls are counted over.
+    pub fn window(state: &State) -> TimeDelta {
+        TimeDelta::from_std(state.settings.health.breaker_window).unwrap_or(TimeDelta::seconds(30))
+    }
+
     fn shown(&self, view: &AccountView, state: &State) -> Value {
-        let (now, window) = (state.clock.now(), state.settings.health.breaker_window);
+        let (now, window) = (state.clock.now(), Self::window(state));
         let Standing { record, health, slots } = &view.standing;
         let verdict = view.verdict(self.overview.aside, now);
-        let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::seconds(30));
         let (good, bad) = (slots.vitals().successes(now, window), slots.vitals().faults(now, window));
         let rate = (good + bad > 0).then(|| f64::from(good) / f64::from(good + bad));
         json!({

@@ -321,7 +321,7 @@ impl World {
         let call = Arc::new(Call::peek(Endpoint::Messages, body.as_bytes()).unwrap());
         let key = if heavy { "heavy".to_owned() } else { format!("k{}", self.below(5)) };
         let scope = match self.below(6) {
-            0 => Scope::of(&Arc::default(), &Arc::from([Arc::from("g")])),
+            0 => Scope::of([], [Arc::from("g")]),
             1 => Scope::only([AccountId::parse("a0").unwrap(), AccountId::parse("a1").unwrap()]),
             _ => Scope::All,
         };
