@@ -247,7 +247,7 @@ impl Actor for Account {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.report("started", ctx);
+        self.report("started, with nothing learnt yet", ctx);
     }
 }
 

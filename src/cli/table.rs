@@ -78,21 +78,26 @@ pub fn time_cell(value: Option<&Value>, now: Time) -> String {
     distance.unwrap_or_else(|| cell(value))
 }
 
-/// `in 17s`, `3m ago`, `now`; `None` if `text` is no RFC 3339 time.
+/// `in 1h59m`, `3m ago`, `now`; `None` if `text` is no RFC 3339 time.
 pub fn relative(text: &str, now: Time) -> Option<String> {
     let then = chrono::DateTime::parse_from_rfc3339(text).ok()?.to_utc();
     // What is ahead is rounded up, so that nothing that still waits reads "now".
     let ahead = then > now;
     let millis = (then - now).num_milliseconds().unsigned_abs();
     let seconds = if ahead { millis.div_ceil(1_000) } else { millis / 1_000 };
-    let distance = match seconds {
-        0 => return Some("now".to_owned()),
-        1..=59 => format!("{seconds}s"),
-        60..=3_599 => format!("{}m", seconds / 60),
-        3_600..=86_399 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
-    };
-    Some(if ahead { format!("in {distance}") } else { format!("{distance} ago") })
+    if seconds == 0 {
+        return Some("now".to_owned());
+    }
+    const UNITS: [(u64, char); 4] = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
+    let first = UNITS.iter().position(|(unit, _)| seconds >= *unit)?;
+    let (unit, name) = UNITS[first];
+    let rest = UNITS.get(first + 1).map(|(less, name)| (seconds % unit / less, name)).filter(|(n, _)| *n > 0);
+    Some(match (ahead, rest) {
+        // What is waited for is told more exactly than what is over.
+        (true, Some((n, less))) => format!("in {}{name}{n}{less}", seconds / unit),
+        (true, None) => format!("in {}{name}", seconds / unit),
+        (false, _) => format!("{}{name} ago", seconds / unit),
+    })
 }
 
 /// `text` without what could drive a terminal.
@@ -144,6 +149,9 @@ mod tests {
             (0, "now"),
             (-59, "59s ago"),
             (7_200, "in 2h"),
+            (7_199, "in 1h59m"),
+            (-7_199, "1h ago"),
+            (86_400 * 3 + 7_260, "in 3d2h"),
             (-86_400 * 40, "40d ago"),
         ] {
             let then = (now + TimeDelta::seconds(seconds)).to_rfc3339();
