@@ -227,7 +227,7 @@ mod tests {
     fn groups_are_a_list_of_names() {
         assert_eq!(groups(&json!(null)).unwrap(), [""; 0]);
         assert_eq!(groups(&json!([])).unwrap(), [""; 0]);
-        assert_eq!(groups(&json!([" team a ", "b"])).unwrap(), ["team a", "b"]);
+        assert_eq!(groups(&json!([" team a ", "b", "b"])).unwrap(), ["b", "team a"], "in order, each once");
         for bad in
             [json!("a"), json!({}), json!([1]), json!([""]), json!([" "]), json!(["a\nb"]), json!(["a".repeat(65)])]
         {

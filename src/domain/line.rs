@@ -5,7 +5,11 @@
 //! it was last served or joined, and the least goes first: a key passed over because its accounts are all busy keeps
 //! its stamp, and so is first the moment one of them is free, however many others went before it meanwhile.
 
-use super::AccountId;
+mod reach;
+
+use super::Account;
+use reach::Index;
+pub use reach::Reach;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 
@@ -65,12 +69,9 @@ pub struct Line<K, G> {
     groups: BTreeMap<u64, Group<K, G>>,
     /// For look-ups only, never walked.
     numbers: HashMap<G, u64>,
-    /// The account that alone could serve a group, if there is one.
-    only: fn(&G) -> Option<&AccountId>,
-    /// Groups by that account, and those without: there may be as many of the former as accounts, and what comes free
-    /// at one concerns few of them.
-    confined: HashMap<AccountId, BTreeSet<u64>>,
-    anywhere: BTreeSet<u64>,
+    reach: fn(&G) -> Reach<'_>,
+    /// Groups by what could serve them.
+    index: Index,
     /// The last stamp or group number given. One counter, so that each is given once.
     last: u64,
 }
@@ -114,17 +115,16 @@ impl<K, G> Group<K, G> {
 }
 
 impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
-    /// An empty line. `only` tells the account that alone could serve a group.
-    pub fn new(bounds: Bounds, only: fn(&G) -> Option<&AccountId>) -> Self {
+    /// An empty line. `reach` tells what could serve a group.
+    pub fn new(bounds: Bounds, reach: fn(&G) -> Reach<'_>) -> Self {
         Self {
             bounds,
             places: BTreeMap::new(),
             turns: BTreeMap::new(),
             groups: BTreeMap::new(),
             numbers: HashMap::new(),
-            only,
-            confined: HashMap::new(),
-            anywhere: BTreeSet::new(),
+            reach,
+            index: Index::default(),
             last: 0,
         }
     }
@@ -198,9 +198,10 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         self.next_of(self.groups.iter(), can)
     }
 
-    /// The same among the groups that this account could serve.
-    pub fn next_at(&self, account: &AccountId, can: impl FnMut(&G) -> bool) -> Option<TicketId> {
-        self.next_of(self.numbers_at(account).filter_map(|n| self.groups.get_key_value(n)), can)
+    /// The same among the groups that this account could serve. One that it could serve for two reasons may be asked
+    /// about twice.
+    pub fn next_at(&self, account: &Account, can: impl FnMut(&G) -> bool) -> Option<TicketId> {
+        self.next_of(self.index.at(account).filter_map(|n| self.groups.get_key_value(n)), can)
     }
 
     fn next_of<'a>(
@@ -288,13 +289,9 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         self.groups.values().map(|group| (&group.name, group.waiting))
     }
 
-    /// The groups that this account could serve, as far as the groups themselves tell.
-    pub fn groups_at(&self, account: &AccountId) -> impl Iterator<Item = &G> {
-        self.numbers_at(account).filter_map(|n| self.groups.get(n)).map(|group| &group.name)
-    }
-
-    fn numbers_at(&self, account: &AccountId) -> impl Iterator<Item = &u64> {
-        self.confined.get(account).into_iter().flatten().chain(&self.anywhere)
+    /// The groups that this account could serve, as far as their reach tells; one may come twice.
+    pub fn groups_at(&self, account: &Account) -> impl Iterator<Item = &G> {
+        self.index.at(account).filter_map(|n| self.groups.get(n)).map(|group| &group.name)
     }
 
     /// Everybody who waits, by ticket.
@@ -313,12 +310,11 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         self.unlink(place.ticket);
         let fresh = self.fresh();
         let number = *self.numbers.entry(place.group.clone()).or_insert(fresh);
-        match (self.only)(&place.group) {
-            Some(account) => _ = self.confined.entry(account.clone()).or_default().insert(number),
-            None => _ = self.anywhere.insert(number),
-        }
         let empty = || Group { name: place.group.clone(), waiting: 0, round: BTreeMap::new() };
         let group = self.groups.entry(number).or_insert_with(empty);
+        if group.waiting == 0 {
+            self.index.add((self.reach)(&place.group), number);
+        }
         group.waiting += 1;
         let empty = || Turn { stamp, waiting: 0, queues: BTreeMap::new() };
         let turn = self.turns.entry(place.key.clone()).or_insert_with(empty);
@@ -354,17 +350,7 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         if group.waiting == 0 {
             self.groups.remove(&number);
             self.numbers.remove(&place.group);
-            match (self.only)(&place.group) {
-                Some(account) => {
-                    if let Some(numbers) = self.confined.get_mut(account) {
-                        numbers.remove(&number);
-                        if numbers.is_empty() {
-                            self.confined.remove(account);
-                        }
-                    }
-                }
-                None => _ = self.anywhere.remove(&number),
-            }
+            self.index.remove((self.reach)(&place.group), number);
         }
         Some((place, stamp))
     }

@@ -1,6 +1,6 @@
 //! The waiting line over random histories: against one that scans a plain list, and against what it promises.
 
-use claude_relay::domain::line::{Bounds, Full, Line, Served, TicketId};
+use claude_relay::domain::line::{Bounds, Full, Line, Reach, Served, TicketId};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -55,7 +55,7 @@ fn open(place: &Place, groups: u8) -> bool {
 
 /// Plays a history, keeps its own list of who waits, and shows `see` each event with the list after it.
 fn play(history: &[Step], mut see: impl FnMut(Event, &[Place])) {
-    let mut line = Line::new(BOUNDS, |_| None);
+    let mut line = Line::new(BOUNDS, |_| Reach::Anywhere);
     let (mut waiting, mut out, mut joined) = (Vec::<Place>::new(), Vec::<Served<u8, u8>>::new(), 0_u64);
     for step in history {
         let chosen = |at: usize| at.checked_rem(waiting.len());

@@ -4,8 +4,8 @@ use super::class::{Asleep, Class, ClassKey, Wanted};
 use super::homes::Homes;
 use super::{Dispatch, Entry, Question};
 use crate::domain::breaker::mix;
-use crate::domain::selection::{self, Candidate, Quality, rank, share};
-use crate::domain::verdict::{Code, Glance, Grade, Want};
+use crate::domain::selection::{self, Quality, rank, share};
+use crate::domain::verdict::{Code, Glance};
 use crate::domain::{AccountId, Standing, Time};
 
 /// A tier of so many is looked at whole: in a small pool chance decides nothing.
@@ -26,55 +26,6 @@ pub(super) enum Choice {
     Home(AccountId),
     /// Nobody can.
     Nobody,
-}
-
-impl Entry {
-    /// Whether its breaker keeps calls out, or some of them, whatever call it is.
-    pub fn is_held_back(&self, now: Time) -> bool {
-        self.standing.health.is_held_back(now)
-    }
-
-    /// Whether every slot is taken or asked for.
-    pub fn is_full(&self) -> bool {
-        self.standing.slots.in_use() + self.asked >= self.standing.record.concurrency_limit
-    }
-
-    /// What it looks like for calls of this kind.
-    pub fn see(&self, wanted: &Wanted, bounded: bool, now: Time) -> Glance {
-        let want = Want { model: None, family: Some(wanted.family_at(&self.standing.record)) };
-        let mut seen = self.standing.glance(self.standing.load(self.asked, bounded), want, now);
-        // One trial at a time, the one that was asked for included.
-        if seen.obstacle.is_none() && seen.trial && !bounded && self.asked > 0 {
-            let grade = if self.is_held_back(now) { Grade::Held } else { Grade::Busy };
-            (seen.obstacle, seen.loaded) = (Some((Code::HalfOpen, grade)), true);
-        }
-        if let Some(end) = self.doubted.filter(|end| *end > now && seen.obstacle.is_none()) {
-            seen.obstacle = Some((Code::AtCapacity, Grade::Busy));
-            (seen.end, seen.change) = (Some(end), Some(end));
-        }
-        seen
-    }
-
-    /// The same, for one that may be put to sleep: from now on it tells when a slot comes back.
-    pub fn watch(&self, wanted: &Wanted, bounded: bool, now: Time) -> Glance {
-        let seen = self.see(wanted, bounded, now);
-        if !seen.loaded {
-            return seen;
-        }
-        self.standing.slots.watch();
-        self.see(wanted, bounded, now)
-    }
-
-    fn candidate(&self, seen: &Glance, floor: u64, share: u64) -> Candidate {
-        Candidate {
-            last_resort: seen.last_resort,
-            priority: self.standing.record.priority,
-            in_use: self.standing.slots.in_use() + self.asked,
-            limit: self.standing.record.concurrency_limit,
-            share,
-            turn: self.turn.max(floor),
-        }
-    }
 }
 
 impl Dispatch {

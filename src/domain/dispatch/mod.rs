@@ -5,12 +5,17 @@
 //! in the [`Line`]. One invariant holds after every event: nobody waits who could be served.
 
 mod class;
+mod entry;
 mod explain;
+mod group;
 mod homes;
 mod look;
 mod question;
+mod records;
+mod refusing;
 mod rest;
 mod scope;
+mod settle;
 mod waiting;
 
 pub use class::PutAside;
@@ -24,34 +29,12 @@ use super::standing::Standing;
 use super::window::Family;
 use super::{AccountId, KeyId, Refusal, Time};
 use chrono::TimeDelta;
-use class::{Asleep, Class, ClassKey, Wanted};
-use sha2::{Digest, Sha256};
+use class::{Class, ClassKey, Wanted};
+use entry::Entry;
+use group::Group;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Calls of one group can be served by exactly the same accounts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Group {
-    class: ClassKey,
-    tried: Arc<[AccountId]>,
-    /// Only this one, for as long as its session has patience.
-    home: Option<AccountId>,
-}
-
-struct Entry {
-    standing: Standing,
-    /// A number for its id, the same everywhere.
-    hash: u64,
-    /// Asked, and not answered yet: counted as load, or calls that arrive together would all see the same free one.
-    asked: u32,
-    turn: u64,
-    /// It said no though it looked free: not to be asked again until then, unless it reports.
-    doubted: Option<Time>,
-    /// The classes whose tiers it is out of.
-    asleep: Vec<Asleep>,
-    wake_at: Option<Time>,
-}
 
 struct Open {
     question: Question,
@@ -131,7 +114,7 @@ impl Dispatch {
             classes: Vec::new(),
             wakes: BTreeSet::new(),
             woken: Vec::new(),
-            line: Line::new(rules.line, |group| group.home.as_ref()),
+            line: Line::new(rules.line, Group::reach),
             open: HashMap::new(),
             due: BTreeSet::new(),
             affinity: Affinity::new(rules.sessions, rules.session_ttl),
@@ -148,60 +131,6 @@ impl Dispatch {
     /// The next thing to do.
     pub fn command(&mut self) -> Option<Command> {
         self.commands.pop_front()
-    }
-
-    /// An account is new, or says how it stands.
-    pub fn put(&mut self, standing: Standing, now: Time) {
-        let id = standing.record.id.clone();
-        match self.index.get(&id).copied() {
-            Some(at) => {
-                // While its old record tells in which tiers it belongs.
-                self.wake(at);
-                let Some(entry) = self.entries[at].as_mut() else { return };
-                let old = std::mem::replace(&mut entry.standing, standing);
-                entry.doubted = None;
-                if Arc::ptr_eq(&old.record, &entry.standing.record) {
-                    return self.settle_at(at, now);
-                }
-                let new = entry.standing.record.clone();
-                self.ungroup(&old.record, at);
-                self.group(&new, at);
-                self.list(&new, 1);
-                self.list(&old.record, -1);
-                self.changed(at);
-            }
-            None => {
-                self.list(&standing.record, 1);
-                let digest = Sha256::digest(id.as_str());
-                let record = standing.record.clone();
-                let hash = digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-                let (asleep, wake_at) = (Vec::new(), None);
-                let entry = Entry { standing, hash, asked: 0, turn: 0, doubted: None, asleep, wake_at };
-                let at = self.free.pop().unwrap_or(self.entries.len());
-                if at == self.entries.len() {
-                    self.entries.push(None);
-                }
-                self.entries[at] = Some(entry);
-                self.index.insert(id, at);
-                self.group(&record, at);
-                self.changed(at);
-            }
-        }
-        self.settle_line(now);
-    }
-
-    /// An account is gone, or its actor is dead.
-    pub fn remove(&mut self, id: &AccountId, now: Time) {
-        let Some(at) = self.index.remove(id) else { return };
-        self.wake(at);
-        if let Some(entry) = self.entries[at].take() {
-            self.changed(at);
-            self.list(&entry.standing.record, -1);
-            self.ungroup(&entry.standing.record, at);
-            entry.wake_at.map(|t| self.wakes.remove(&(t, at)));
-        }
-        self.free.push(at);
-        self.settle_line(now);
     }
 
     /// A watched slot of the account came back.
@@ -316,33 +245,6 @@ impl Dispatch {
         self.affinity.len()
     }
 
-    fn list(&mut self, record: &super::Account, by: isize) {
-        for model in record.models.listed() {
-            match self.listed.get_mut(model) {
-                Some(count) => {
-                    *count = count.saturating_add_signed(by);
-                    if *count == 0 {
-                        self.listed.remove(model);
-                        self.regroup = true;
-                    }
-                }
-                None => {
-                    self.listed.insert(model.into(), 1);
-                    self.regroup = true;
-                }
-            }
-        }
-    }
-
-    /// The account at this place is new, gone or another: classes learn of it when they are next used.
-    fn changed(&mut self, at: usize) {
-        self.epoch += 1;
-        self.changes.push_back(at);
-        if self.changes.len() > MOST_CHANGES {
-            self.changes.pop_front();
-        }
-    }
-
     fn class_key(&self, question: &Question) -> ClassKey {
         let model = question.call.model_name();
         let wanted = match model.and_then(|m| self.listed.get_key_value(m)) {
@@ -366,30 +268,5 @@ impl Dispatch {
         }
         self.wake(at);
         Some(at)
-    }
-
-    fn group(&mut self, record: &super::Account, at: usize) {
-        if let Some(group) = &record.group {
-            self.by_group.entry(group.as_str().into()).or_default().insert(at);
-        }
-    }
-
-    fn ungroup(&mut self, record: &super::Account, at: usize) {
-        let Some(group) = record.group.as_deref() else { return };
-        if let Some(places) = self.by_group.get_mut(group) {
-            places.remove(&at);
-            if places.is_empty() {
-                self.by_group.remove(group);
-            }
-        }
-    }
-}
-
-impl Group {
-    fn fits(&self, standing: &Standing) -> bool {
-        let id = &standing.record.id;
-        self.home.as_ref().is_none_or(|home| home == id)
-            && !self.tried.contains(id)
-            && self.class.admits(&standing.record)
     }
 }

@@ -1,12 +1,14 @@
 //! The line's rules, a few waiters each.
 
 use super::*;
+use crate::domain::AccountId;
+use std::sync::Arc;
 
 type Named = Line<char, char>;
 
 /// One waiter a word: key, group and ticket; they arrive in the order of their tickets.
 fn line(words: &str) -> Named {
-    let mut line = Line::new(Bounds { per_key: 9, total: 99 }, |_| None);
+    let mut line = Line::new(Bounds { per_key: 9, total: 99 }, |_| Reach::Anywhere);
     words.split_whitespace().for_each(|word| join(&mut line, word).unwrap());
     line
 }
@@ -87,7 +89,7 @@ fn put_back_gives_place_and_turn_back() {
 
 #[test]
 fn bounds_hold_for_joining_but_not_for_coming_back() {
-    let mut line = Line::new(Bounds { per_key: 1, total: 2 }, |_| None);
+    let mut line = Line::new(Bounds { per_key: 1, total: 2 }, |_| Reach::Anywhere);
     join(&mut line, "Ax1").unwrap();
     assert_eq!(join(&mut line, "Ay2"), Err(Full::Key));
     let served = serve(&mut line, "x").unwrap();
@@ -124,21 +126,42 @@ fn who_is_let_go_anywhere_takes_its_keys_turn_and_no_more() {
     assert_eq!(order.iter().collect::<String>(), "ABCA..", "A's turn is as old as its first call, once");
 }
 
-/// A group that one account alone could serve is found by that account, and by no other.
+/// A group is found by the accounts that it reaches, and by no other.
 #[test]
-fn groups_of_one_account_are_found_by_it() {
-    let id = |name: &str| AccountId::parse(name).unwrap();
-    let mut line = Line::<char, (Option<AccountId>, char)>::new(Bounds { per_key: 9, total: 99 }, |g| g.0.as_ref());
-    for (n, only) in [(1, None), (2, Some("a")), (3, Some("b")), (4, Some("a"))] {
-        let group = (only.map(id), 'x');
-        line.join(Place { ticket: TicketId(n), key: 'A', group, arrived: n }).unwrap();
+fn groups_are_found_by_what_could_serve_them() {
+    type Named = (Vec<AccountId>, Vec<Arc<str>>);
+    fn reach(group: &Named) -> Reach<'_> {
+        match (group.0.is_empty(), group.1.is_empty()) {
+            (true, true) => Reach::Anywhere,
+            _ => Reach::Within(&group.0, &group.1),
+        }
     }
-    let at = |line: &Line<_, _>, name: &str| line.groups_at(&id(name)).count();
-    assert_eq!([at(&line, "a"), at(&line, "b"), at(&line, "c")], [2, 2, 1]);
-    assert_eq!(line.next_at(&id("b"), |(only, _)| only.is_some()), Some(TicketId(3)));
-    line.leave(TicketId(2));
-    line.leave(TicketId(3));
-    assert_eq!([at(&line, "a"), at(&line, "b")], [2, 1]);
-    line.leave(TicketId(1));
-    assert_eq!((at(&line, "a"), line.next_at(&id("c"), |_| true)), (1, None));
+    let account = |id: &str, group: Option<&str>| {
+        let mut doc = crate::domain::document::Document::default();
+        doc.set("id", id);
+        doc.set("platform", "claude");
+        group.into_iter().for_each(|group| doc.set("group", group));
+        Account::parse(&doc).unwrap()
+    };
+    let named = |accounts: &[&str], groups: &[&str]| -> Named {
+        let accounts = accounts.iter().map(|a| AccountId::parse(a).unwrap()).collect();
+        (accounts, groups.iter().map(|g| Arc::from(*g)).collect())
+    };
+    let mut line = Line::<char, Named>::new(Bounds { per_key: 9, total: 99 }, reach);
+    let groups = [named(&[], &[]), named(&["a"], &[]), named(&["b"], &["g"]), named(&[], &["g", "h"])];
+    for (n, group) in (1..).zip(&groups) {
+        let place = |ticket| Place { ticket: TicketId(ticket), key: 'A', group: group.clone(), arrived: n };
+        line.join(place(n)).unwrap();
+        line.join(place(n + 10)).unwrap();
+    }
+    let (a, b, of_g, other) =
+        (account("a", None), account("b", Some("h")), account("c", Some("g")), account("d", None));
+    let at = |line: &Line<_, _>, account| line.groups_at(account).count();
+    assert_eq!([&a, &b, &of_g, &other].map(|account| at(&line, account)), [2, 3, 3, 1]);
+    assert_eq!(line.next_at(&of_g, |group| !group.1.is_empty()), Some(TicketId(3)));
+    [2, 3, 4, 12, 13].into_iter().for_each(|ticket| _ = line.leave(TicketId(ticket)));
+    assert_eq!([&a, &b, &of_g].map(|account| at(&line, account)), [1, 2, 2]);
+    [1, 11, 14].into_iter().for_each(|ticket| _ = line.leave(TicketId(ticket)));
+    assert_eq!([&a, &b, &of_g].map(|account| at(&line, account)), [0, 0, 0]);
+    assert!(line.index.is_empty());
 }

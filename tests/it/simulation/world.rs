@@ -574,7 +574,7 @@ impl World {
 
     fn act(&mut self) -> Result<(), Violation> {
         // Nothing is under way that the dispatcher does not know of yet.
-        let calm = self.under_way == 0;
+        let mut calm = self.under_way == 0;
         while let Some(command) = self.dispatch.command() {
             match command {
                 Command::Ask { ticket, account, call, bounded } => {
@@ -582,6 +582,8 @@ impl World {
                     if let Some(site) = self.sites.get(&account).filter(|_| calm) {
                         self.books.nobody_is_passed_by(ticket, &site.standing, &self.rules, self.time())?;
                     }
+                    // What was given away in this very step is free no longer, though its account does not know yet.
+                    calm = false;
                     let of = self.generation;
                     self.tell(Event::Asked { ticket, account, call, bounded, of });
                 }
