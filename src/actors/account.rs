@@ -227,17 +227,15 @@ impl Account {
 /// Keeps a transition. The first look after a start is one only where it differs from what was kept last: what an
 /// earlier process had learnt is forgotten, and whoever reads the events is to know that.
 async fn keep_event(events: Arc<dyn Events>, id: domain::AccountId, event: Event, first: bool) {
-    let kept = async {
-        if first {
-            let last = events.events(&id).await?.into_iter().next();
-            if last.is_none_or(|last| (last.schedulable, &last.reasons) == (event.schedulable, &event.reasons)) {
-                return Ok(());
-            }
+    if first {
+        if let Err(error) = events.add_if_news(&id, event).await {
+            tracing::warn!(%error, account = %id, "an account's events could not be looked at");
         }
-        let Event { schedulable, reasons, cause, .. } = &event;
-        tracing::info!(account = %id, schedulable, ?reasons, cause, "transition");
-        events.add_event(&id, event).await
-    };
+        return;
+    }
+    let Event { schedulable, reasons, cause, .. } = &event;
+    tracing::info!(account = %id, schedulable, ?reasons, cause, "transition");
+    let kept = events.add_event(&id, event);
     if let Err(error) = kept.await {
         tracing::warn!(%error, account = %id, "an account's transition could not be kept");
     }

@@ -9,7 +9,7 @@ use super::{Actors, KeyEntry, Live, Parts};
 use crate::clock::Clock;
 use crate::domain::dispatch::Question;
 use crate::domain::retry::{Retry, RetryBudget};
-use crate::domain::{AccountId, Call, Refusal, Session, Time};
+use crate::domain::{AccountId, Call, Endpoint, Refusal, Session, Time};
 use actix::{Actor, Context, Handler, Message};
 use chrono::TimeDelta;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ pub struct Front {
     clock: Clock,
     /// How long a call may wait for an account.
     wait: TimeDelta,
-    retries: RetryBudget,
+    /// Of messages, and of all else: what is broken in one endpoint must not use up the retries of the other.
+    retries: [RetryBudget; 2],
     draining: Arc<AtomicBool>,
     _watch: Watch,
 }
@@ -66,7 +67,7 @@ impl Front {
             scheduler: actors.scheduler.clone(),
             clock: parts.clock.clone(),
             wait: parts.wait,
-            retries: parts.retries.clone(),
+            retries: [parts.retries.clone(), parts.retries.clone().apart()],
             draining: actors.draining.clone(),
             _watch: watch,
         }
@@ -76,18 +77,19 @@ impl Front {
         &mut self,
         key: &KeyEntry,
         pass: Option<Pass>,
-        again: bool,
+        (again, endpoint): (bool, &Endpoint),
         now: Time,
     ) -> Result<(Pass, Option<Retry>), Refusal> {
         if let Some(refusal) = barred(key, self.draining.load(SeqCst), pass.is_some(), now) {
             return Err(refusal);
         }
         let pass = pass.or_else(|| Pass::take(key.slots())).ok_or_else(|| at_limit(key))?;
+        let retries = &mut self.retries[usize::from(*endpoint != Endpoint::Messages)];
         if !again {
-            self.retries.deposit(now);
+            retries.deposit(now);
             return Ok((pass, None));
         }
-        let retry = self.retries.withdraw(now).ok_or(Refusal::RetryBudget)?;
+        let retry = retries.withdraw(now).ok_or(Refusal::RetryBudget)?;
         Ok((pass, Some(retry)))
     }
 }
@@ -121,7 +123,7 @@ impl Handler<Route> for Front {
 
     fn handle(&mut self, msg: Route, _: &mut Self::Context) {
         let now = self.clock.now();
-        let (pass, retry) = match self.admit(&msg.key, msg.pass, msg.again, now) {
+        let (pass, retry) = match self.admit(&msg.key, msg.pass, (msg.again, &msg.call.endpoint), now) {
             Ok(admitted) => admitted,
             Err(refusal) => return msg.reply.send(Err(refusal)),
         };

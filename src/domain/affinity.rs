@@ -25,8 +25,10 @@ impl Session {
 pub struct Home {
     /// Its account.
     pub account: AccountId,
-    /// Where calls of a family stay while its account is out for them.
-    pub away: Option<(AccountId, Option<Family>)>,
+    /// Where calls of a family stay while its account is out for them; one of each family at the most.
+    pub away: Vec<(AccountId, Option<Family>)>,
+    /// Where it was served last.
+    pub last: AccountId,
     /// When it was last used.
     pub used: Time,
 }
@@ -71,12 +73,15 @@ impl Affinity {
             return;
         }
         let known = self.home(session, now).cloned();
+        let last = account.clone();
         let home = match (known, stay) {
-            (Some(home), Stay::Away(family)) if home.account != *account => {
-                Home { away: Some((account.clone(), family)), used: now, ..home }
+            (Some(mut home), Stay::Away(family)) if home.account != *account => {
+                home.away.retain(|(_, of)| *of != family);
+                home.away.push((account.clone(), family));
+                Home { last, used: now, ..home }
             }
-            (Some(home), Stay::Elsewhere | Stay::Away(_)) => Home { used: now, ..home },
-            (_, Stay::Home) | (None, _) => Home { account: account.clone(), away: None, used: now },
+            (Some(home), Stay::Elsewhere | Stay::Away(_)) => Home { last, used: now, ..home },
+            (_, Stay::Home) | (None, _) => Home { account: account.clone(), away: Vec::new(), last, used: now },
         };
         let begun = *self.begun.get_or_insert(now);
         if self.young.len() >= self.most && !self.young.contains_key(&session) || now - begun >= self.ttl {
@@ -133,7 +138,8 @@ mod tests {
         ] {
             affinity.served(Session(1), &id(account), stay, at(0));
             let known = affinity.home(Session(1), at(1)).unwrap();
-            assert_eq!((&known.account, &known.away), (&id(home), &away.map(|a| (id(a), opus))));
+            let stays = away.into_iter().map(|a| (id(a), opus)).collect::<Vec<_>>();
+            assert_eq!((&known.account, &known.away, &known.last), (&id(home), &stays, &id(account)));
         }
     }
 

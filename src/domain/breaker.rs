@@ -22,7 +22,8 @@ pub(super) enum State {
     Closed { streak: u32 },
     /// No call until then, and from then on one at a time. `probed`: a probe that does not prove much has put it off
     /// already; the next word is a call's.
-    Open { since: Time, until: Time, trips: u32, evidence: String, probed: bool },
+    /// `trial`: how long one that is not answered keeps the next away.
+    Open { since: Time, until: Time, trips: u32, evidence: String, trial: TimeDelta, probed: bool },
     /// Calls flow again, more and more of them. `opened`: a call granted before that says nothing. `proven`: one came
     /// to a good end; until then a failure is the trial's.
     SlowStart { opened: Time, since: Time, until: Time, trips: u32, streak: u32, proven: bool },
@@ -103,8 +104,9 @@ impl Breaker {
     fn trip(&mut self, trips: u32, evidence: &str, seed: u64, now: Time, policy: &Policy) {
         let wait = shorten(grow(policy.breaker_first, trips, policy.longest), seed, now, policy);
         let evidence = evidence.to_owned();
+        let trial = grow(policy.trial, trips, policy.longest.max(policy.trial));
         let trips = trips.saturating_add(1);
-        self.state = State::Open { since: now, until: now + wait, trips, evidence, probed: false };
+        self.state = State::Open { since: now, until: now + wait, trips, evidence, trial, probed: false };
         // What opened it is done with: a recovered account starts with a clean sheet.
         self.failures = Tally::default();
     }

@@ -46,6 +46,13 @@ pub struct Model {
     pub span: Range<usize>,
 }
 
+impl Model {
+    /// Whether `name` can name a model: 1 to 256 bytes without control characters.
+    pub fn is_name(name: &str) -> bool {
+        !name.is_empty() && name.len() <= 256 && !name.chars().any(char::is_control)
+    }
+}
+
 /// Why a body cannot be relayed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
@@ -142,7 +149,7 @@ impl Call {
         let span = span.ok_or_else(|| wrong("model", "required; a model name such as \"claude-opus-4-5\""))?;
         let name: String =
             serde_json::from_str(&text[span.clone()]).map_err(|_| wrong("model", "expected a string"))?;
-        if name.is_empty() || name.len() > 256 || name.chars().any(char::is_control) {
+        if !Model::is_name(&name) {
             return Err(wrong("model", "expected 1 to 256 bytes without control characters"));
         }
         let stream = match raw(peek.stream) {

@@ -183,7 +183,7 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         self.room(&place.key)?;
         let fresh = self.fresh();
         let stamp = self.turns.get(&place.key).map_or(fresh, |turn| turn.stamp);
-        self.link(place, stamp, stamp);
+        self.link(place, stamp, stamp, false);
         Ok(())
     }
 
@@ -253,34 +253,26 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
             }
         }
         let own = before(self.numbers.get(&place.group).copied());
-        let group = place.group.clone();
-        let key = place.key.clone();
-        self.link(place, stamp, own);
-        // Its turn in this group is owed too, though others of its key have joined it since.
-        let number = self.numbers.get(&group).copied();
-        let queue = number.and_then(|n| self.turns.get_mut(&key)?.queues.get_mut(&n));
-        if let (Some(queue), Some(group)) = (queue, number.and_then(|n| self.groups.get_mut(&n))) {
-            group.restamp(queue, queue.stamp.min(own));
-        }
+        self.link(place, stamp, own, true);
     }
 
     /// The ticket waits in another group from now on, as old as it was. `false` if it does not wait.
     pub fn regroup(&mut self, ticket: TicketId, group: G) -> bool {
-        self.move_to(ticket, group, |own, _| own)
+        self.move_to(ticket, group, true)
     }
 
     /// The ticket, which waited for one account alone, waits among all from now on. It is as old as it was, but how
     /// long its key had nothing of that account is no claim to turns of others.
     pub fn widen(&mut self, ticket: TicketId, group: G) -> bool {
-        self.move_to(ticket, group, |_, of_key| of_key)
+        self.move_to(ticket, group, false)
     }
 
-    fn move_to(&mut self, ticket: TicketId, group: G, stamp: fn(u64, u64) -> u64) -> bool {
+    fn move_to(&mut self, ticket: TicketId, group: G, owed: bool) -> bool {
         let Some(of_key) = self.places.get(&ticket).and_then(|p| self.turns.get(&p.key)).map(|t| t.stamp) else {
             return false;
         };
         let Some((place, own)) = self.unlink(ticket) else { return false };
-        self.link(Place { group, ..place }, of_key, stamp(own, of_key));
+        self.link(Place { group, ..place }, of_key, if owed { own } else { of_key }, owed);
         true
     }
 
@@ -304,8 +296,9 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
         self.last
     }
 
-    /// Adds a waiter: its key has no younger stamp than `stamp` from now on, and its queue, if it is new, has `own`.
-    fn link(&mut self, place: Place<K, G>, stamp: u64, own: u64) {
+    /// Adds a waiter: its key has no younger stamp than `stamp` from now on. Its queue has `own` if it is new, or none
+    /// younger if that turn is `owed`.
+    fn link(&mut self, place: Place<K, G>, stamp: u64, own: u64, owed: bool) {
         // A ticket used twice would leave its first place behind in the queues for ever.
         self.unlink(place.ticket);
         let fresh = self.fresh();
@@ -325,6 +318,9 @@ impl<K: Clone + Ord, G: Clone + Eq + Hash> Line<K, G> {
             group.round.insert(own, place.key.clone());
             Queue { stamp: own, calls: BTreeSet::new() }
         });
+        if owed {
+            group.restamp(queue, queue.stamp.min(own));
+        }
         queue.calls.insert((place.arrived, place.ticket));
         self.places.insert(place.ticket, place);
     }

@@ -155,6 +155,8 @@ impl Refusal {
             Self::BodyMemory => "body_memory",
             Self::NotFound(_) => "not_found",
             Self::MethodNotAllowed(_) => "method_not_allowed",
+            // `draining` is the relay itself.
+            Self::NoAccount { common: Some(Code::Draining), .. } => "account_draining",
             Self::NoAccount { common: Some(code), .. } => code.name(),
             Self::NoAccount { common: None, .. } => "no_account",
             Self::LineFull { .. } => "line_full",

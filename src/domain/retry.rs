@@ -51,6 +51,12 @@ impl RetryBudget {
         Self { calls: Tally::default(), retries: Arc::default(), percent, floor }
     }
 
+    /// The same budget, with nothing in common with this one.
+    #[must_use]
+    pub fn apart(self) -> Self {
+        Self::new(self.percent, self.floor)
+    }
+
     /// A call began.
     pub fn deposit(&mut self, now: Time) {
         self.calls = self.calls.plus_one(now, WINDOW);

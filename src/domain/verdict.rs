@@ -349,9 +349,11 @@ fn weigh_breaker(
         State::Open { since, until, evidence, .. } if *until > now => {
             say(Code::BreakerOpen, or_aside(Grade::Ejected), Some(*since), Some(*until), &|| evidence.clone());
         }
-        State::Open { until, evidence, .. } => {
-            let weight = load.on_trial.map_or(Weight::Told, |_| or_aside(Grade::Held));
-            say(Code::HalfOpen, weight, Some(*until), None, &|| evidence.clone());
+        State::Open { until, evidence, trial, .. } => {
+            // A model may think for minutes: while it does, the next one may try now and then.
+            let end = load.on_trial.map(|began| began + *trial).filter(|end| *end > now);
+            let weight = end.map_or(Weight::Told, |_| or_aside(Grade::Held));
+            say(Code::HalfOpen, weight, Some(*until), end, &|| evidence.clone());
         }
         State::SlowStart { since, until, .. } if *until > now => {
             let (open, next) = ramp(account.concurrency_limit, *since, *until, now);

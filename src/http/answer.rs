@@ -85,7 +85,8 @@ impl Write for Bounded {
     }
 }
 
-/// A whole answer that was put aside.
+/// An answer that was put aside.
+#[derive(Clone)]
 pub struct Kept {
     status: StatusCode,
     headers: HeaderMap,

@@ -2,7 +2,7 @@
 //! whatever becomes of it, a client that leaves or a panic included, its drop books it and gives them back.
 
 use super::Worker;
-use crate::actors::{Admission, Pass, Permit};
+use crate::actors::{Admission, Pass};
 use crate::domain::{Call, Ending, Fault, Outcome, Reading, Refusal, Usage};
 use crate::platform::Plan;
 use crate::platform::messages::endpoint_name;
@@ -143,11 +143,14 @@ impl Attempt {
         self.end(ending, Usage::default(), fault);
     }
 
-    /// It failed, and another account is looked for: it is booked, and its slot is given back.
-    pub fn failed(&mut self, fault: Option<Fault>) {
+    /// It failed, and another account is looked for: it is booked, and its slot is given back; one that was `aborted`
+    /// keeps it for a while, since the upstream may still be at work on it.
+    pub fn failed(&mut self, fault: Option<Fault>, aborted: bool) {
         self.book(Ending::UpstreamError, Usage::default(), fault);
-        if let Some(Admission { permit, .. }) = self.admission.take() {
-            self.let_go(permit, fault);
+        if let Some(Admission { permit, .. }) = self.admission.take()
+            && aborted
+        {
+            permit.release_after(self.worker.shared.settings.upstream.abort_linger);
         }
     }
 
@@ -199,13 +202,6 @@ impl Attempt {
             (None, _) => {}
         }
         self.booked = Some(Booked { ending, usage, fault, duration });
-    }
-
-    /// Calls that we abort keep their slot for a while: the upstream may still be at work on them.
-    fn let_go(&self, permit: Permit, fault: Option<Fault>) {
-        if fault.is_some_and(Fault::is_timeout) {
-            permit.release_after(self.worker.shared.settings.upstream.abort_linger);
-        }
     }
 
     fn log(&mut self, what: &'static str) {

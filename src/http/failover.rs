@@ -83,8 +83,11 @@ impl Relaying {
                     tried.push(attempt.plan().account.clone());
                     let next = if number < most { self.at_once(&tried, &attempt).await } else { None };
                     let Some(next) = next else { return Ok(answer::respond(self, upstream, start, attempt)) };
+                    // Of what is given up, the head is what may still be told.
+                    let head = Kept::new(&upstream, Bytes::new());
+                    best = Some(best.map_or_else(|| head.clone(), |best| best.or_better(head.clone())));
                     drop(upstream);
-                    attempt.failed(None);
+                    attempt.failed(None, true);
                     attempt.followed();
                     admission = next;
                     continue;
@@ -108,7 +111,7 @@ impl Relaying {
             // An answer that came before the upload was done may be the upstream's opinion of the upload.
             let again = number < most && (excused || fault != Some(Fault::EarlyClose));
             let pass = attempt.pass();
-            attempt.failed(fault);
+            attempt.failed(fault, fault.is_some_and(Fault::is_timeout));
             let refused = match again {
                 true => match self.admission(tried.clone(), pass).await {
                     Ok(next) => {

@@ -20,8 +20,9 @@ section! {
         /// as linkerd's.
         #[serde(with = "humantime_serde")]
         longest: Duration = MINUTE,
-        /// How long the one trial call after such a guess keeps others away, 1ms to 24h: an upstream refuses at once
-        /// what it refuses, and one that thinks for longer has let the call in. Default 5s.
+        /// How long the one trial call of a half-open account keeps the next away, 1ms to 24h; doubles with each time in
+        /// a row that the breaker opens. An upstream refuses at once what it refuses; one that thinks for longer has let
+        /// the call in, and one that hangs should not keep its account out for as long as it does. Default 5s.
         #[serde(with = "humantime_serde")]
         trial: Duration = 5 * SECOND,
         /// The share of a guessed time that chance may take off, percent, 0 to 50. Default 20.

@@ -89,6 +89,8 @@ pub trait UsageLedger: Send + Sync {
 pub trait Events: Send + Sync {
     /// Adds one; of an account's events the last [`EVENTS_KEPT`] stay.
     async fn add_event(&self, id: &AccountId, event: Event) -> Result<(), StoreError>;
+    /// Adds one if there is one already, and the last tells another state.
+    async fn add_if_news(&self, id: &AccountId, event: Event) -> Result<(), StoreError>;
     /// An account's events, newest first. They go when its record is removed.
     async fn events(&self, id: &AccountId) -> Result<Vec<Event>, StoreError>;
 }
@@ -107,6 +109,14 @@ pub struct Event {
     pub reasons: Vec<String>,
     /// What caused it: the status, the fault, the edit.
     pub cause: String,
+}
+
+impl Event {
+    /// Whether it tells another state than the last one that was kept, as it was written.
+    pub(crate) fn is_news_after(&self, last: Option<&str>) -> bool {
+        let last: Option<Event> = last.and_then(|text| serde_json::from_str(text).ok());
+        last.is_some_and(|last| (last.schedulable, &last.reasons) != (self.schedulable, &self.reasons))
+    }
 }
 
 /// Small facts about the installation, by name (the admin token's hash, for one).

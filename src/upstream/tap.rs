@@ -230,10 +230,11 @@ impl<B: Booking> Answer<B> {
 
     fn whole(&mut self) {
         match self.meter.terminal() {
+            // Its status was judged already.
+            _ if !self.expect.success => self.end(Ending::UpstreamError, None),
             Some(Terminal::Error { of_client }) => {
                 self.end(Ending::UpstreamError, (!of_client).then_some(Fault::ErrorEvent));
             }
-            _ if !self.expect.success => self.end(Ending::UpstreamError, None),
             _ => self.end(Ending::Complete, None),
         }
     }

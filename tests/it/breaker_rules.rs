@@ -221,20 +221,28 @@ fn a_breaker_that_is_put_aside_does_not_lift_the_limit() {
     }
 }
 
-/// After a guessed time the trial keeps others away for a while, not for as long as its answer takes: what an upstream
-/// refuses it refuses at once. The trial of a breaker is strict: a call that hangs is what it is there to find.
+/// A trial keeps others away for a while, not for as long as its answer takes: a model may think for minutes, and an
+/// upstream that hung may be well again. One that fails again and again is tried less and less often.
 #[test]
-fn a_trial_that_takes_long_holds_others_up_only_where_silence_is_a_fault() {
-    let (policy, now) = (Policy::default(), at(60_000));
+fn a_trial_that_takes_long_keeps_the_next_away_for_a_while() {
+    let (policy, now) = (Policy::default(), at(600_000));
     let mut limited = Health::new(5);
     limited.after(Came::Limited(Limit::Burst, None).at(at(0)), fresh(at(0)), at(0), &policy);
-    for (health, next) in [(limited, true), (tripped(&policy), false)] {
+    let mut again = tripped(&policy);
+    for _ in 0..2 {
+        let until = open_until(&again).unwrap();
+        again.after(FAILED, fresh(until), until, &policy);
+    }
+    for (health, wait) in [(limited, policy.trial), (tripped(&policy), policy.trial), (again, policy.trial * 4)] {
         let standing = standing(health, 5);
         let first = standing.grant(of(None), false, now).unwrap();
-        assert!(standing.grant(of(None), false, now + policy.trial - ms(1)).is_err());
-        let second = standing.grant(of(None), false, now + policy.trial);
-        assert_eq!(second.is_ok_and(|grant| grant.trial.is_some()), next);
+        let refused = standing.grant(of(None), false, now + wait - ms(1)).unwrap_err();
+        assert_eq!(refused.until(), Some(now + wait));
+        let second = standing.grant(of(None), false, now + wait).unwrap();
+        assert!(second.trial.is_some() && standing.grant(of(None), false, now + wait).is_err());
+        // The first ends no other's trial.
         drop(first);
+        assert!(standing.grant(of(None), false, now + wait).is_err());
     }
 }
 

@@ -336,7 +336,7 @@ fn classes_learn_of_edits_of_accounts_that_come_and_go() {
         pool.end(ticket).map(|at| at.to_string())
     };
     for round in 0..40_u32 {
-        for (n, edits) in [(round % 20, 1), ((round * 7 + 3) % 20, if round % 9 == 8 { 1_100 } else { 2 })] {
+        for (n, edits) in [(round % 20, 1), ((round * 7 + 3) % 20, if round % 9 == 8 { 50 } else { 2 })] {
             for edit in 0..edits {
                 let (group, priority) = ((n + edit + round) % 4, i64::from((edit + round) % 3));
                 pool.put(account(&format!("a{n}"), |a| (a.group, a.priority) = (Some(format!("g{group}")), priority)));
@@ -355,5 +355,98 @@ fn classes_learn_of_edits_of_accounts_that_come_and_go() {
             assert_eq!(asked.is_some(), !able.is_empty(), "round {round}, {group}");
             assert!(asked.is_none_or(|at| able.contains(&at)), "round {round}, {group}");
         }
+    }
+}
+
+/// A burst fills the first tier: a session that a backup took stays there, at once and with its cache, until its own
+/// account has room again.
+#[test]
+fn who_overflows_stays_where_it_was_while_its_home_is_full() {
+    let mut pool = pool();
+    pool.put(account("first", |a| (a.priority, a.concurrency_limit) = (1, 1)));
+    (0..4).for_each(|n| pool.put(account(&format!("b{n}"), |a| a.priority = 2)));
+    let holder = of_key(&mut pool, "x", "first");
+    let away = served(&mut pool, 1, "m");
+    for _ in 0..5 {
+        assert_eq!(served(&mut pool, 1, "m"), away);
+    }
+    pool.end(holder);
+    assert_eq!(served(&mut pool, 1, "m"), "first");
+    // From now on that has its cache: it is waited for.
+    of_key(&mut pool, "x", "first");
+    let question = of_session(&mut pool, 1, "m");
+    let ticket = pool.ask(question);
+    assert!(!pool.held.contains_key(&ticket) && !pool.refused.contains_key(&ticket));
+}
+
+/// Calls of two families in one session each have a place of their own while their homes are out.
+#[test]
+fn a_stay_of_one_family_does_not_end_that_of_another() {
+    let mut pool = pool();
+    (0..3).for_each(|n| pool.put(account(&format!("o{n}"), |a| a.models = models(["claude-opus"]))));
+    (0..3).for_each(|n| pool.put(account(&format!("h{n}"), |a| a.models = models(["claude-haiku"]))));
+    let homes = ["claude-opus", "claude-haiku"].map(|model| served(&mut pool, 1, model));
+    for home in &homes {
+        let until = Some(pool.now + TimeDelta::hours(1));
+        pool.outcome(home, Outcome::RateLimited { limit: Limit::Burst, until, header: None });
+    }
+    let away = ["claude-opus", "claude-haiku"].map(|model| served(&mut pool, 1, model));
+    for _ in 0..6 {
+        assert_eq!(["claude-opus", "claude-haiku"].map(|model| served(&mut pool, 1, model)), away);
+    }
+}
+
+/// A retry waits for an account whose breaker holds it back; that another, which it has tried, goes out makes all the
+/// difference.
+#[test]
+fn what_becomes_of_a_tried_account_concerns_who_tried_it() {
+    let mut pool = pool();
+    ["x", "y"].into_iter().for_each(|n| pool.put(account(n, |_| ())));
+    (0..5).for_each(|_| pool.outcome("y", FAILED));
+    pool.pass(TimeDelta::seconds(2));
+    let trial = of_key(&mut pool, "t", "y");
+    let question = Question { tried: [id("x")].into(), ..pool.question("m", Scope::All) };
+    let ticket = pool.ask(question);
+    assert!(!pool.held.contains_key(&ticket) && !pool.refused.contains_key(&ticket), "y's trial is under way");
+    pool.outcome("x", Outcome::CredentialRejected { status: 401 });
+    assert_eq!(pool.held.get(&ticket).map(|(at, _)| at), Some(&id("y")));
+    pool.end(trial);
+}
+
+/// With little traffic too: who is well again is asked at once, and then in its turn, however often it has failed.
+#[test]
+fn a_recovered_account_is_asked_again_by_the_next_call() {
+    for accounts in [3, 20, 100] {
+        let mut pool = pool();
+        (0..accounts).for_each(|n| pool.put(account(&format!("a{n}"), |_| ())));
+        for _ in 0..accounts * 2 {
+            let question = pool.question("m", Scope::All);
+            let ticket = pool.ask(question);
+            pool.end(ticket);
+        }
+        let failing = id("a1");
+        for _ in 0..5 {
+            // A client's calls fail on it, and it is picked for each.
+            of_key(&mut pool, "x", "a1");
+            pool.outcome("a1", FAILED);
+        }
+        pool.held.clear();
+        pool.ring();
+        pool.pass(TimeDelta::seconds(2));
+        let question = pool.question("m", Scope::All);
+        let ticket = pool.ask(question);
+        let tried = pool.end(ticket);
+        if accounts <= 8 {
+            assert_eq!(tried, Some(failing.clone()), "the next call is its trial");
+        }
+        pool.outcome("a1", claude_relay::domain::Outcome::Success { status: 200 });
+        pool.pass(TimeDelta::seconds(30));
+        let mut seen = 0;
+        for _ in 0..accounts * 10 {
+            let question = pool.question("m", Scope::All);
+            let ticket = pool.ask(question);
+            seen += i32::from(pool.end(ticket) == Some(failing.clone()));
+        }
+        assert!((4..=16).contains(&seen), "{seen} of ten rounds of {accounts}");
     }
 }

@@ -5,6 +5,8 @@ use crate::raw_client::Request;
 use crate::relay_app::{TestRelay, body, eventually, message, stream, without_waiting};
 use claude_relay::actors::front::Drain;
 use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime};
 
 const USAGE: Usage = Usage { input: 10, output: 42, cache_creation_5m: 0, cache_creation_1h: 0, cache_read: 0 };
@@ -493,4 +495,81 @@ async fn metrics_are_the_pool_by_the_same_verdicts() {
     assert!(!text.contains("token-of") && !text.contains(&key));
     held.leave();
     waiting.await.unwrap();
+}
+
+/// A probe holds a slot, and the only one perhaps: it gives up before calls may have it again.
+#[actix_rt::test]
+async fn a_probe_that_hangs_stands_in_no_calls_way() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| {
+        s.health.breaker_first = Duration::from_millis(300);
+        s.queue.timeout = Duration::from_secs(9);
+    })
+    .await;
+    relay.add_account("a", &upstream, json!({"probe": "count_tokens", "concurrencyLimit": 1})).await;
+    let key = relay.add_key(json!({})).await;
+    let broken = Arc::new(AtomicBool::new(true));
+    let is_broken = broken.clone();
+    upstream.answer_with(move |r| match (r.path.contains("count_tokens"), is_broken.load(SeqCst)) {
+        (true, _) => Reply::message("never", USAGE).hang(),
+        (false, true) => Reply::json(500, json!({})),
+        (false, false) => Reply::message("back", USAGE),
+    });
+    for _ in 0..5 {
+        assert_eq!(relay.send(message(&key)).await.status, 500);
+    }
+    upstream.wait_until_async(|u| u.requests().iter().any(|r| r.path.contains("count_tokens"))).await;
+    broken.store(false, SeqCst);
+    // With the slot gone for as long as the probe hangs, it would wait in vain.
+    assert_eq!(relay.send(message(&key)).await.status, 200);
+    relay.idle().await;
+}
+
+/// An upstream that hung, and is well again, is back though its trial hangs still.
+#[actix_rt::test]
+async fn a_trial_that_hangs_does_not_keep_a_recovered_account_out() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| {
+        s.health.breaker_first = Duration::from_millis(1);
+        s.health.trial = Duration::from_millis(50);
+        s.upstream.abort_linger = Duration::ZERO;
+    })
+    .await;
+    for (id, priority) in [("a", 1), ("b", 2), ("c", 3)] {
+        relay.add_account(id, &upstream, json!({"probe": "none", "priority": priority})).await;
+    }
+    let key = relay.add_key(json!({})).await;
+    upstream.always_for("token-of-a", Reply::json(500, json!({})));
+    for _ in 0..5 {
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+    }
+    upstream.always_for("token-of-a", Reply::message("never", USAGE).hang());
+    while relay.reasons("a").await != ["half_open"] {
+        tokio::task::yield_now().await;
+    }
+    let trial = relay.open_later(message(&key));
+    eventually("its trial hangs", || upstream.open("token-of-a") == 1).await;
+    upstream.always_for("token-of-a", Reply::message("back", USAGE));
+    while !relay.reasons("a").await.contains(&"slow_start".to_owned()) {
+        assert_eq!(relay.send(message(&key)).await.status, 200);
+    }
+    trial.abort();
+    relay.idle().await;
+}
+
+/// What is broken of count_tokens uses up no retry of messages.
+#[actix_rt::test]
+async fn messages_have_a_retry_budget_of_their_own() {
+    let upstream = FakeUpstream::start();
+    let relay = TestRelay::start_with(|s| (s.failover.budget, s.failover.floor) = (0, 3)).await;
+    for (id, priority) in [("a", 1), ("b", 2)] {
+        relay.add_account(id, &upstream, json!({"probe": "none", "priority": priority})).await;
+    }
+    let key = relay.add_key(json!({})).await;
+    upstream.always_for("token-of-a", Reply::json(500, json!({})));
+    let count = || Request::post("/v1/messages/count_tokens").header("x-api-key", &key).json(body(false));
+    for n in 0..8 {
+        assert_eq!(relay.send(count()).await.status == 200, n < 3, "call {n}");
+    }
+    assert_eq!(relay.send(message(&key)).await.status, 200);
 }

@@ -87,9 +87,14 @@ async fn events_are_bounded_newest_first_and_go_with_their_account(stores: Store
     let all = stores.events.events(&a).await.unwrap();
     let expected: Vec<_> = (20..kept + 20).rev().map(event).collect();
     assert_eq!(all, expected);
-    stores.accounts.remove(&a).await.unwrap();
-    assert!(stores.events.events(&a).await.unwrap().is_empty());
+    // Only what tells another state than the last is news, and where nothing is kept nothing is.
+    stores.events.add_if_news(&b, event(9)).await.unwrap();
     assert_eq!(stores.events.events(&b).await.unwrap(), [event(7)]);
+    stores.events.add_if_news(&b, event(10)).await.unwrap();
+    assert_eq!(stores.events.events(&b).await.unwrap(), [event(10), event(7)]);
+    stores.accounts.remove(&a).await.unwrap();
+    stores.events.add_if_news(&a, event(1)).await.unwrap();
+    assert!(stores.events.events(&a).await.unwrap().is_empty());
 }
 
 async fn make_sqlite() -> (Stores, TempDir) {

@@ -16,6 +16,9 @@ use std::time::Duration;
 /// How long a probe that failed keeps its slot.
 const PROBE_LINGER: Duration = Duration::from_millis(250);
 
+/// How long a probe of our own accord may take: it asks for one token, or for none.
+const OWN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// An account is probed so long before its trial at the most.
 const LEAD: TimeDelta = TimeDelta::seconds(1);
 
@@ -85,6 +88,17 @@ impl Account {
         served.unwrap_or(&model).to_owned()
     }
 
+    /// How long a probe may take. It holds a slot: one of our own accord must not hold it once calls may have it, nor
+    /// a stop up.
+    fn patience(&self, named: bool, now: Time) -> Duration {
+        match self.standing.health.trial_at(now).filter(|_| !named) {
+            Some(trial) if self.probe_kind() != ProbeKind::Messages => (trial - now).to_std().unwrap_or_default(),
+            // The operator waits for it as long as the prober itself does.
+            _ if named => Duration::MAX,
+            _ => OWN_PATIENCE,
+        }
+    }
+
     fn probed(&mut self, report: &ProbeReport, whole: bool, granted: Time, ctx: &mut Context<Self>) {
         let (now, policy) = (self.now(), self.surroundings.policy);
         let asked = if whole { Asked::Message(None) } else { Asked::Other };
@@ -92,6 +106,18 @@ impl Account {
         let health = &mut self.standing.health;
         health.probed(report.outcome.clone(), whole, call, now, &policy);
         self.report("a probe", ctx);
+    }
+}
+
+/// A probe that was given up.
+fn late(kind: ProbeKind, after: Duration) -> ProbeReport {
+    let fault = Fault::FirstByteTimeout;
+    ProbeReport {
+        probe: kind.name(),
+        outcome: Outcome::Failed { fault },
+        error_type: None,
+        message: Some(fault.to_string()),
+        duration_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
     }
 }
 
@@ -132,10 +158,13 @@ impl Handler<Probe> for Account {
         let (generation, send, named) = (self.generation, self.surroundings.probe.clone(), msg.kind.is_some());
         let rejected = self.standing.health.probe_at().is_some();
         self.probing += 1;
+        let (begun, ends) = (tokio::time::Instant::now(), self.patience(named, granted));
         let probe = async move {
             let mut kind = kind;
             loop {
-                let report = send(plan.clone(), kind, model.clone()).await;
+                let left = ends.saturating_sub(begun.elapsed());
+                let sent = tokio::time::timeout(left, send(plan.clone(), kind, model.clone())).await;
+                let report = sent.unwrap_or_else(|_| late(kind, begun.elapsed()));
                 // An upstream need not have every endpoint; only messages are what it is there for.
                 let next = kind.next().filter(|_| !named && leaves_open(&report.outcome, rejected));
                 match next {

@@ -66,7 +66,8 @@ impl Entry {
             in_use: self.standing.slots.in_use() + self.asked,
             limit: self.standing.record.concurrency_limit,
             share,
-            turn: self.turn.max(floor),
+            // A trial does not wait for its turn: it is one call, and nobody knows better whether all is well again.
+            turn: if seen.trial { floor } else { self.turn.max(floor) },
         }
     }
 }

@@ -14,8 +14,10 @@ pub(super) struct Homes {
     pub home: Option<usize>,
     /// Where it stays while that is out.
     pub away: Option<usize>,
-    /// It has been served there.
+    /// The session has a home that serves this: it may wait for that a moment.
     pub is_known: bool,
+    /// It was served last where it stays: that has its prompt cache, and its home may have none.
+    pub is_away: bool,
 }
 
 impl Dispatch {
@@ -27,16 +29,18 @@ impl Dispatch {
             self.entries[at].as_ref().filter(|e| key.admits(&e.standing.record)).map(|_| at)
         };
         let home = known.as_ref().and_then(|home| serves(&home.account));
-        let away = known.and_then(|home| home.away).and_then(|(id, of)| {
-            let at = serves(&id)?;
-            (self.family_at(at, key) == of).then_some(at)
+        let away = known.as_ref().and_then(|home| {
+            let mut stays = home.away.iter().filter_map(|(id, of)| Some((id, serves(id)?, of)));
+            stays.find(|(_, at, of)| self.family_at(*at, key) == **of).map(|(id, at, _)| (at, *id == home.last))
         });
+        let is_away = away.is_some_and(|(_, last)| last);
+        let away = away.map(|(at, _)| at);
         let is_known = home.is_some();
         let home = home.or_else(|| {
             let class = self.class(key);
             self.classes[class].first_home(session, &self.entries)
         });
-        Homes { home, away, is_known }
+        Homes { home, away, is_known, is_away }
     }
 
     /// The question's session, unless sessions are not to matter.
@@ -52,7 +56,7 @@ impl Dispatch {
     pub(super) fn note_home(&mut self, session: Session, account: &AccountId, question: &Question, now: Time) {
         let Some(&served) = self.index.get(account) else { return };
         let key = self.class_key(question);
-        let Homes { home, away, is_known } = self.homes(session, &key, now);
+        let Homes { home, away, is_known, .. } = self.homes(session, &key, now);
         let is_out = |at: usize| {
             let Some(entry) = &self.entries[at] else { return true };
             let obstacle = entry.see(&key.wanted, false, now).obstacle;

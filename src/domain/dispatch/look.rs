@@ -32,9 +32,20 @@ impl Dispatch {
     /// The account for this call: its session's home first. `patient`: it has not waited for that one yet.
     pub(super) fn choose(&mut self, question: &Question, key: &ClassKey, patient: bool, now: Time) -> Choice {
         if let Some(session) = self.session(question) {
-            let Homes { home, away, is_known } = self.homes(session, key, now);
+            let Homes { home, away, is_known, is_away } = self.homes(session, key, now);
+            let stand_in = |this: &Self| {
+                let (at, seen) = away.and_then(|at| this.suits(at, question, key, now))?;
+                seen.schedulable().then_some(Choice::Take { at, bounded: false })
+            };
             match home.and_then(|at| self.suits(at, question, key, now)) {
                 Some((at, seen)) if seen.schedulable() => return Choice::Take { at, bounded: false },
+                Some((_, seen))
+                    if is_full(&seen)
+                        && is_away
+                        && let Some(choice) = stand_in(self) =>
+                {
+                    return choice;
+                }
                 Some((at, seen)) if is_known && is_full(&seen) && patient && self.has_patience(question, now) => {
                     let free = self.pick(key, &question.tried, now);
                     return match (free, &self.entries[at]) {
@@ -44,10 +55,8 @@ impl Dispatch {
                 }
                 _ => {}
             }
-            if let Some((at, seen)) = away.and_then(|at| self.suits(at, question, key, now))
-                && seen.schedulable()
-            {
-                return Choice::Take { at, bounded: false };
+            if let Some(choice) = stand_in(self) {
+                return choice;
             }
         }
         match self.pick(key, &question.tried, now) {

@@ -54,7 +54,7 @@ const DOUBT: TimeDelta = TimeDelta::milliseconds(20);
 const MOST_CLASSES: usize = 65_536;
 
 /// A class that has missed more changes than this is made anew.
-const MOST_CHANGES: usize = 1_024;
+const MOST_CHANGES: usize = 32;
 
 /// The machine.
 pub struct Dispatch {
@@ -180,7 +180,7 @@ impl Dispatch {
         let Some(open) = self.open.remove(&ticket) else { return };
         match open.state {
             State::Waiting { due } => {
-                self.line.leave(ticket);
+                self.leave_line(ticket);
                 self.due.remove(&(due, ticket));
             }
             State::Asked { account, .. } => self.answered(&account, now),

@@ -19,6 +19,10 @@ impl Dispatch {
                 let Some(entry) = self.entries[at].as_mut() else { return };
                 let old = std::mem::replace(&mut entry.standing, standing);
                 entry.doubted = None;
+                if entry.standing.health.strikes() < old.health.strikes() {
+                    // What it had to pay for failures ends with them.
+                    entry.turn = 0;
+                }
                 if Arc::ptr_eq(&old.record, &entry.standing.record) {
                     return self.settle_at(at, now);
                 }

@@ -153,8 +153,9 @@ impl Dispatch {
     /// The groups that the account at this place could serve, as it stands on paper.
     pub(super) fn groups_at(&self, at: usize) -> Vec<Group> {
         let Some(entry) = &self.entries[at] else { return Vec::new() };
-        let groups = self.line.groups_at(&entry.standing.record);
-        groups.filter(|group| group.fits(&entry.standing)).cloned().collect()
+        // Those that have tried it too: what becomes of it decides whether breakers are put aside in their class.
+        let record = &entry.standing.record;
+        self.line.groups_at(record).filter(|group| group.class.admits(record)).cloned().collect()
     }
 
     /// Gives the free slots that these groups could use to whoever's turn it is.
@@ -183,8 +184,16 @@ impl Dispatch {
         }
     }
 
-    pub(super) fn refuse(&mut self, ticket: TicketId, refusal: Refusal) {
+    /// Nobody waits any more, perhaps: then the pace is measured anew by the next who do.
+    pub(super) fn leave_line(&mut self, ticket: TicketId) {
         self.line.leave(ticket);
+        if self.line.is_empty() {
+            self.served = None;
+        }
+    }
+
+    pub(super) fn refuse(&mut self, ticket: TicketId, refusal: Refusal) {
+        self.leave_line(ticket);
         if let Some(Open { state: State::Waiting { due }, .. }) = self.open.remove(&ticket) {
             self.due.remove(&(due, ticket));
         }

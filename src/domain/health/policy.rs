@@ -11,7 +11,8 @@ pub struct Policy {
     pub overloaded_first: TimeDelta,
     /// The longest guessed cooldown.
     pub longest: TimeDelta,
-    /// How long the trial after such a cooldown keeps other calls away, at the most.
+    /// How long a trial that is not answered keeps the next away; doubles with each time in a row that the breaker
+    /// opens, up to [`Policy::longest`].
     pub trial: TimeDelta,
     /// The share of a guessed time that chance may take off, thousandths.
     pub jitter: u16,

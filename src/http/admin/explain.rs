@@ -26,8 +26,9 @@ struct Asked {
 pub async fn explain(state: State, request: HttpRequest) -> Result<HttpResponse, AdminError> {
     let asked = Query::<Asked>::from_query(request.query_string());
     let Asked { key, model, session } = asked.map_err(|e| FieldError::new("query", e.to_string()))?.into_inner();
-    if model.is_empty() {
-        return Err(FieldError::new("model", "required; a model name such as \"claude-opus-4-5\"").into());
+    if !Model::is_name(&model) {
+        let expected = "required; a model name such as \"claude-opus-4-5\", of 256 bytes at the most";
+        return Err(FieldError::new("model", expected).into());
     }
     let named = Some(Model { name: model.clone(), span: 0..0 });
     let call = Call { model: named, ..Call::bodiless(Endpoint::Messages) }.in_session(session.as_deref());

@@ -7,6 +7,7 @@ use super::{AdminError, State};
 use crate::domain::window::Family;
 use crate::http::probes;
 use actix_web::HttpResponse;
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
 /// The content type of the format's version 0.0.4.
@@ -56,12 +57,15 @@ pub async fn metrics(state: State) -> Result<HttpResponse, AdminError> {
     let schedulable = verdicts.iter().map(|(labels, verdict)| (labels.clone(), u8::from(verdict.schedulable)));
     page.gauge("account_schedulable", "1 if the account may take a call of any model.", schedulable);
     let reasons = verdicts.iter().flat_map(|(labels, verdict)| {
-        verdict.reasons.iter().map(|reason| {
-            let more = [("code", reason.code.name().to_owned()), ("blocks", reason.blocks.to_string())];
-            (labels.iter().cloned().chain(more).collect(), 1)
+        // Two windows may be used up, and one code stand twice; a series may not.
+        let mut counts = BTreeMap::new();
+        verdict.reasons.iter().for_each(|r| *counts.entry((r.code, r.blocks)).or_insert(0) += 1);
+        counts.into_iter().map(|((code, blocks), count)| {
+            let more = [("code", code.name().to_owned()), ("blocks", blocks.to_string())];
+            (labels.iter().cloned().chain(more).collect(), count)
         })
     });
-    page.gauge("account_reason", "What is to be said against the account, by code.", reasons);
+    page.gauge("account_reason", "Reasons of the account's verdict, by code.", reasons);
     let slots = |view: &crate::actors::account::AccountView| view.standing.slots.clone();
     page.gauge("account_slots_in_use", "Slots taken.", all().map(|v| (account(v), slots(v).in_use())));
     page.gauge("account_slots_limit", "Slots in all.", all().map(|v| (account(v), slots(v).limit())));

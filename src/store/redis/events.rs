@@ -23,6 +23,19 @@ impl Events for RedisStore {
         .await
     }
 
+    async fn add_if_news(&self, id: &AccountId, event: Event) -> Result<(), StoreError> {
+        let text = id.to_string();
+        let last = self.run(|shared| async move {
+            let key = shared.names.events(&text);
+            let last: Vec<String> = shared.link.wire().await?.ask(cmd("LRANGE").arg(key).arg(-1).arg(-1)).await?;
+            Ok(last)
+        });
+        match event.is_news_after(last.await?.first().map(String::as_str)) {
+            true => self.add_event(id, event).await,
+            false => Ok(()),
+        }
+    }
+
     async fn events(&self, id: &AccountId) -> Result<Vec<Event>, StoreError> {
         let id = id.to_string();
         self.run(|shared| async move {

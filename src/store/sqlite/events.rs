@@ -4,7 +4,7 @@ use super::{SqliteStore, engine};
 use crate::domain::AccountId;
 use crate::store::{EVENTS_KEPT, Event, Events, StoreError};
 use async_trait::async_trait;
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 #[async_trait]
 impl Events for SqliteStore {
@@ -12,6 +12,21 @@ impl Events for SqliteStore {
         let id = id.to_string();
         let text = serde_json::to_string(&event).map_err(|e| StoreError::Engine(e.to_string()))?;
         self.run(move |db| add(db, &id, &text).map_err(engine)).await
+    }
+
+    async fn add_if_news(&self, id: &AccountId, event: Event) -> Result<(), StoreError> {
+        let id = id.to_string();
+        let text = serde_json::to_string(&event).map_err(|e| StoreError::Engine(e.to_string()))?;
+        self.run(move |db| {
+            let last = "SELECT event FROM events WHERE account = ?1 ORDER BY number DESC LIMIT 1";
+            let last =
+                db.prepare_cached(last).and_then(|mut q| q.query_row([&id], |row| row.get::<_, String>(0)).optional());
+            match event.is_news_after(last.map_err(engine)?.as_deref()) {
+                true => add(db, &id, &text).map_err(engine),
+                false => Ok(()),
+            }
+        })
+        .await
     }
 
     async fn events(&self, id: &AccountId) -> Result<Vec<Event>, StoreError> {

@@ -358,9 +358,8 @@ impl World {
         let seen = site.standing.verdict(Want::of(call), false, now);
         let Ok(grant) = site.standing.grant(Want::of(call), bounded, now) else { return Ok(None) };
         let (limit, trial) = (site.standing.slots.limit(), grant.trial.is_some());
-        // A trial after a guess keeps others away for so long; that of a breaker until it is over.
-        let open = site.standing.health.trial_at(DateTime::UNIX_EPOCH).is_some();
-        let patience = if open && !bounded { TimeDelta::MAX } else { self.policy.trial };
+        // A trial that is not answered keeps others away for so long at least.
+        let patience = self.policy.trial;
         self.sequence += 1;
         let permit = self.sequence;
         let half_open = seen.reasons.iter().filter(|r| r.code == Code::HalfOpen && !bounded).find_map(|r| r.since);
