@@ -10,7 +10,8 @@ use super::seats::Seats;
 use super::watch::Watch;
 use super::{Actors, Parts};
 use crate::clock::Clock;
-use crate::domain::dispatch::{Command, Dispatch, Explanation, PutAside, Question};
+use crate::domain::dispatch::{Command, Dispatch, Explanation, Question};
+use crate::domain::standing::PutAside;
 use crate::domain::{AccountId, Call, Refusal, Time};
 use actix::{
     Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, MailboxError, Message, MessageResult, SpawnHandle,

@@ -3,10 +3,9 @@
 //! The Account actor keeps the true one and grants by it; the Scheduler keeps copies and chooses by them. Both
 //! judge with the same functions, so that they differ only by what has not been reported yet.
 
-use super::dispatch::PutAside;
 use super::health::Health;
 use super::slots::{Slot, Slots, Trial};
-use super::verdict::{Glance, Load, Verdict, Want, glance, verdict};
+use super::verdict::{Glance, Grade, Load, Verdict, Want, glance, verdict};
 use super::{Account, Time};
 use std::sync::Arc;
 
@@ -77,5 +76,27 @@ impl Standing {
             }
         }
         Ok(Grant { slot, trial })
+    }
+}
+
+/// Which breakers are put aside in a class: an outage must not be of our making.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PutAside {
+    /// Those that are open: so many accounts are ejected that calls go to them all the same, after all others.
+    pub open: bool,
+    /// Those that hold back, for a trial or a slow start: these take what they can.
+    pub held: bool,
+}
+
+impl PutAside {
+    /// Of so many usable accounts so many are held back and so many ejected; more than `percent`, or all, is too much.
+    pub fn of(usable: usize, held: usize, ejected: usize, percent: usize) -> Self {
+        let too_many = |out: usize| out > 0 && (out * 100 > usable * percent || out >= usable);
+        Self { open: too_many(ejected), held: too_many(held + ejected) }
+    }
+
+    /// Whether that of an account is, by the gravest reason that blocks it.
+    pub fn lifts(self, gravest: Option<Grade>) -> bool {
+        if gravest == Some(Grade::Ejected) { self.open } else { self.held }
     }
 }

@@ -11,10 +11,11 @@ use claude_relay::actors::roster::{Amend, Enlist, Find, Retire};
 use claude_relay::actors::scheduler::{Explain, Reported, Scope, Select, Survey, question};
 use claude_relay::actors::{Account, Actors, KeyEntry, Parts, ProbeFn, start};
 use claude_relay::clock::Clock;
-use claude_relay::domain::dispatch::{PutAside, Rules};
+use claude_relay::domain::dispatch::Rules;
 use claude_relay::domain::document::Document;
 use claude_relay::domain::health::{Asked, Policy};
 use claude_relay::domain::retry::RetryBudget;
+use claude_relay::domain::standing::PutAside;
 use claude_relay::domain::verdict::{Code, Verdict};
 use claude_relay::domain::{
     AccountId, Call, Ending, Endpoint, Key, Limit, Outcome, PlainKey, ProbeReport, Reading, Refusal, Time, Usage,

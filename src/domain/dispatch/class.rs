@@ -8,6 +8,7 @@
 use super::{Entry, Scope};
 use crate::domain::breaker::mix;
 use crate::domain::selection::affinity;
+use crate::domain::standing::PutAside;
 use crate::domain::verdict::{Code, Grade};
 use crate::domain::window::Family;
 use crate::domain::{Account, Session, Time};
@@ -271,26 +272,4 @@ impl Class {
 
 fn most_wanted<T>(of: impl Iterator<Item = (f64, T)>) -> Option<T> {
     of.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, wanted)| wanted)
-}
-
-/// Which breakers are put aside in a class: an outage must not be of our making.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PutAside {
-    /// Those that are open: so many accounts are ejected that calls go to them all the same, after all others.
-    pub open: bool,
-    /// Those that hold back, for a trial or a slow start: these take what they can.
-    pub held: bool,
-}
-
-impl PutAside {
-    /// Of so many usable accounts so many are held back and so many ejected; more than `percent`, or all, is too much.
-    pub fn of(usable: usize, held: usize, ejected: usize, percent: usize) -> Self {
-        let too_many = |out: usize| out > 0 && (out * 100 > usable * percent || out >= usable);
-        Self { open: too_many(ejected), held: too_many(held + ejected) }
-    }
-
-    /// Whether that of an account is, by the gravest reason that blocks it.
-    pub fn lifts(self, gravest: Option<Grade>) -> bool {
-        if gravest == Some(Grade::Ejected) { self.open } else { self.held }
-    }
 }

@@ -1,9 +1,9 @@
 //! The reason for every choice: what a call would get now, and what every account's verdict over it is.
 
-use super::class::{PutAside, Wanted};
+use super::class::Wanted;
 use super::look::Choice;
 use super::{Dispatch, Group, Question};
-use crate::domain::standing::Standing;
+use crate::domain::standing::{PutAside, Standing};
 use crate::domain::verdict::{Glance, Grade, Verdict, Want};
 use crate::domain::{AccountId, Refusal, Time};
 

@@ -18,7 +18,6 @@ mod scope;
 mod settle;
 mod waiting;
 
-pub use class::PutAside;
 pub use explain::{Explained, Explanation, Why};
 pub use question::{Command, Question, Rules};
 pub use scope::{Binding, Scope};
