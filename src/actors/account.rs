@@ -34,6 +34,8 @@ pub struct Account {
     /// What was reported last, codes and the ends of windows: a change is a transition.
     told: Option<Vec<(Code, Option<Time>)>>,
     retired: bool,
+    /// The transition that is being kept.
+    keeping: Option<tokio::task::JoinHandle<()>>,
     /// Probes under way.
     probing: u32,
     surroundings: Surroundings,
@@ -134,6 +136,8 @@ pub struct Probe {
     pub kind: Option<domain::ProbeKind>,
     /// The model to ask for; `None` is the setting's.
     pub model: Option<String>,
+    /// Of the account's own accord: it gives up before calls may have its slot again.
+    pub own: bool,
 }
 
 /// How it looks now.
@@ -160,6 +164,7 @@ impl Account {
             probed_for: None,
             told: None,
             retired: false,
+            keeping: None,
             probing: 0,
             surroundings,
         }
@@ -194,7 +199,14 @@ impl Account {
         };
         let id = self.standing.record.id.clone();
         let (events, first) = (self.surroundings.events.clone(), before.is_none());
-        tokio::spawn(keep_event(events, id, event, first));
+        // One after the other: whoever reads them is to find them in order.
+        let before = self.keeping.take();
+        self.keeping = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            keep_event(events, id, event, first).await;
+        }));
     }
 
     fn report(&mut self, cause: &str, ctx: &mut Context<Self>) {

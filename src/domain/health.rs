@@ -263,6 +263,16 @@ impl Health {
         self.readings.iter().filter(move |r| r.reset > now)
     }
 
+    /// Whether the breaker is open, be its time over or not.
+    pub fn is_open(&self) -> bool {
+        self.breaker.opens_until().is_some()
+    }
+
+    /// Which opening of the breaker a trial now would be of.
+    pub fn opening(&self) -> Option<Time> {
+        self.breaker.opens_until()
+    }
+
     /// Whether the breaker keeps calls out, or some of them.
     pub fn is_held_back(&self, now: Time) -> bool {
         self.breaker.is_held_back(now)

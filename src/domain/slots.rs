@@ -24,6 +24,8 @@ pub struct Slots {
     watched: AtomicBool,
     /// When the one call that a half-open account may have began: milliseconds since 1970; 0 is none under way.
     trial: AtomicI64,
+    /// Trials before that one that are not answered yet.
+    overdue: AtomicU32,
     bell: OnceLock<Bell>,
     vitals: Vitals,
 }
@@ -51,7 +53,15 @@ impl Slots {
     pub fn try_trial(self: &Arc<Self>, seen: Option<Time>, now: Time) -> Option<Trial> {
         let (seen, began) = (seen.map_or(0, |at| at.timestamp_millis()), now.timestamp_millis().max(1));
         let taken = self.trial.compare_exchange(seen, began, SeqCst, SeqCst);
-        taken.ok().map(|_| Trial { slots: self.clone(), began })
+        taken.ok().map(|earlier| {
+            self.overdue.fetch_add(u32::from(earlier != 0), SeqCst);
+            Trial { slots: self.clone(), began }
+        })
+    }
+
+    /// Trials that took so long that another was let in, and that are not answered yet.
+    pub fn overdue(&self) -> u32 {
+        self.overdue.load(SeqCst)
     }
 
     /// Since when the trial is under way, if it is.
@@ -131,7 +141,9 @@ pub struct Trial {
 impl Drop for Trial {
     fn drop(&mut self) {
         // Another may be the trial by now.
-        let _ = self.slots.trial.compare_exchange(self.began, 0, SeqCst, SeqCst);
+        if self.slots.trial.compare_exchange(self.began, 0, SeqCst, SeqCst).is_err() {
+            self.slots.overdue.fetch_sub(1, SeqCst);
+        }
         self.slots.ring();
     }
 }
@@ -283,10 +295,12 @@ mod tests {
         assert!(slots.on_trial().is_none() && rung.load(SeqCst) == 2);
         let late = slots.try_trial(None, at(2)).unwrap();
         let next = slots.try_trial(Some(at(2)), at(9)).unwrap();
+        assert_eq!(slots.overdue(), 1);
         drop(late);
         assert_eq!(slots.on_trial(), Some(at(9)), "one that took too long ends no other's trial");
+        assert_eq!(slots.overdue(), 0);
         drop(next);
-        assert!(slots.on_trial().is_none());
+        assert!(slots.on_trial().is_none() && slots.overdue() == 0);
     }
 
     /// The promise that no wake-up is lost: whoever watches and then finds all slots taken is told.

@@ -32,7 +32,8 @@ pub struct Grant {
 impl Standing {
     /// What it bears now; `asked` are calls that were sent to it and are not answered yet.
     pub fn load(&self, asked: u32, bounded: bool) -> Load {
-        Load { in_use: self.slots.in_use().saturating_add(asked), on_trial: self.slots.on_trial(), bounded }
+        let (in_use, on_trial) = (self.slots.in_use().saturating_add(asked), self.slots.on_trial());
+        Load { in_use, on_trial, overdue: self.slots.overdue(), bounded }
     }
 
     /// May it take this call, and if not, why.
@@ -69,7 +70,7 @@ impl Standing {
         let trial = if seen.trial { self.slots.try_trial(before.on_trial, now) } else { None };
         if seen.trial && trial.is_none() {
             // Another began between the look and the take: does that keep the call out?
-            let load = Load { in_use: 0, on_trial: Some(now), bounded };
+            let load = Load { in_use: 0, on_trial: Some(now), overdue: 0, bounded };
             let said = verdict(&self.record, &self.health, load, want, now);
             if !said.schedulable {
                 return Err(said);

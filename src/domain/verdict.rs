@@ -7,9 +7,10 @@ mod code;
 
 pub use code::{Code, Grade};
 
-use super::breaker::{State, ramp};
+use super::breaker::{State, grow, ramp};
 use super::health::Health;
 use super::{Account, Call, Family, Time, credential};
+use chrono::TimeDelta;
 use serde::Serialize;
 
 /// One reason with its evidence and the time it ends.
@@ -81,8 +82,20 @@ pub struct Load {
     pub in_use: u32,
     /// Since when the one call of a half-open account is under way, if it is.
     pub on_trial: Option<Time>,
+    /// Trials before that one that are not answered yet: each doubles the time until the next.
+    pub overdue: u32,
     /// Too much of its class is ejected already: the breaker is only told.
     pub bounded: bool,
+}
+
+/// A trial keeps the next away for so long at the most.
+const LONGEST_TRIAL: TimeDelta = TimeDelta::hours(1);
+
+impl Load {
+    /// When the next trial may go, if one that keeps others away for `trial` is under way.
+    fn trial_ends(self, trial: TimeDelta) -> Option<Time> {
+        self.on_trial.map(|began| began + grow(trial, self.overdue, LONGEST_TRIAL.max(trial)))
+    }
 }
 
 /// The verdict over `account` with this health and load at `now`.
@@ -229,7 +242,7 @@ fn weigh_cooldowns(
             say(c.code, weight, Some(c.since), Some(c.until), &evidence);
         } else if !c.named {
             // What an upstream refuses it refuses at once: a trial that takes long has been let in.
-            let end = load.on_trial.map(|began| began + c.trial).filter(|end| *end > now);
+            let end = load.trial_ends(c.trial).filter(|end| *end > now);
             let weight = end.map_or(Weight::Told, |_| Weight::Blocks(Grade::Busy));
             say(Code::HalfOpen, weight, Some(c.until), end, &|| format!("after {}: {}", c.code.name(), c.evidence));
         }
@@ -250,13 +263,14 @@ fn weigh_breaker(
         }
         State::Open { until, evidence, trial, .. } => {
             // A model may think for minutes: while it does, the next one may try now and then.
-            let end = load.on_trial.map(|began| began + *trial).filter(|end| *end > now);
+            let end = load.trial_ends(*trial).filter(|end| *end > now);
             let weight = end.map_or(Weight::Told, |_| or_aside(Grade::Held));
             say(Code::HalfOpen, weight, Some(*until), end, &|| evidence.clone());
         }
         State::SlowStart { since, until, .. } if *until > now => {
             let (open, next) = ramp(account.concurrency_limit, *since, *until, now);
-            let full = load.in_use >= open;
+            // Calls that hang since before it was well again are none that it serves now.
+            let full = load.in_use.saturating_sub(load.overdue) >= open;
             let evidence = || format!("{} in use of {open} of {} slots", load.in_use, account.concurrency_limit);
             let (weight, end) = if full { (or_aside(Grade::Held), next) } else { (Weight::Told, *until) };
             say(Code::SlowStart, weight, Some(*since), Some(end), &evidence);

@@ -85,8 +85,7 @@ impl Write for Bounded {
     }
 }
 
-/// An answer that was put aside.
-#[derive(Clone)]
+/// A whole answer that was put aside.
 pub struct Kept {
     status: StatusCode,
     headers: HeaderMap,

@@ -83,9 +83,10 @@ impl Relaying {
                     tried.push(attempt.plan().account.clone());
                     let next = if number < most { self.at_once(&tried, &attempt).await } else { None };
                     let Some(next) = next else { return Ok(answer::respond(self, upstream, start, attempt)) };
-                    // Of what is given up, the head is what may still be told.
-                    let head = Kept::new(&upstream, Bytes::new());
-                    best = Some(best.map_or_else(|| head.clone(), |best| best.or_better(head.clone())));
+                    // What is given up here cannot be told any more, but that something better than our own credential's
+                    // trouble was there can.
+                    let useful = usefulness(upstream.status().as_u16()) > 0;
+                    broken = broken.or(useful.then_some(Fault::Cut));
                     drop(upstream);
                     attempt.failed(None, true);
                     attempt.followed();

@@ -96,7 +96,8 @@ section! {
     Failover {
         /// Accounts that a call may be sent to, 1 to 10. Default 3.
         attempts: u32 = 3,
-        /// Of a hundred calls, so many may be tried again, 0 to 100. Default 20, as Finagle's retry budget.
+        /// Of a hundred calls, so many may be tried again, 0 to 100; of messages, and of all else, each. Default 20, as
+        /// Finagle's retry budget.
         budget: u32 = 20,
         /// And in any ten seconds so many more, 0 to 10000. Default 10.
         floor: u32 = 10,

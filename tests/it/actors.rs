@@ -395,7 +395,7 @@ async fn a_panic_in_an_account_leaves_the_others_serving_and_its_slots_counted()
     let mut held = pool.select(only(&a)).await.unwrap();
     for round in 1..=3 {
         let dying = pool.account(&a).await;
-        assert!(dying.send(Probe { kind: None, model: None }).await.is_err());
+        assert!(dying.send(Probe { kind: None, model: None, own: false }).await.is_err());
         assert_eq!(panics.load(SeqCst), round);
         assert!(pool.select(only(&b)).await.is_ok());
         let seats = pool.actors.seats.clone();
@@ -533,13 +533,13 @@ async fn a_probe_takes_a_slot_and_its_outcome_counts() {
     let id = pool.enlist("a", json!({"concurrencyLimit": 1, "models": {"asked": "upstream"}})).await;
     let account = pool.account(&id).await;
     account.send(settled(Outcome::CredentialRejected { status: 401 }, &pool)).await.unwrap();
-    let answer = account.send(Probe { kind: None, model: Some("asked".to_owned()) }).await.unwrap();
+    let answer = account.send(Probe { kind: None, model: Some("asked".to_owned()), own: false }).await.unwrap();
     assert_eq!(answer.outcome, Outcome::Success { status: 200 });
     assert_eq!(*asked.lock().unwrap(), [("a".to_owned(), "upstream".to_owned())]);
     assert_eq!(pool.account(&id).await.send(Describe).await.unwrap().standing.health.probe_at(), None);
     let call = Arc::new(Call::peek(Endpoint::Messages, br#"{"model":"asked"}"#).unwrap());
     let held = account.send(Acquire { call, bounded: false }).await.unwrap().unwrap();
-    let full = account.send(Probe { kind: None, model: None }).await.unwrap();
+    let full = account.send(Probe { kind: None, model: None, own: false }).await.unwrap();
     assert!(full.message.unwrap().contains("every slot is in use"));
     assert_eq!(asked.lock().unwrap().len(), 1, "a probe went over the limit");
     drop(held);

@@ -240,6 +240,13 @@ fn a_trial_that_takes_long_keeps_the_next_away_for_a_while() {
         assert_eq!(refused.until(), Some(now + wait));
         let second = standing.grant(of(None), false, now + wait).unwrap();
         assert!(second.trial.is_some() && standing.grant(of(None), false, now + wait).is_err());
+        // Two that are not answered keep the next away for twice as long.
+        let later = now + wait * 3;
+        assert!(standing.grant(of(None), false, later - ms(1)).is_err());
+        drop(standing.grant(of(None), false, later).unwrap());
+        let first_again = standing.grant(of(None), false, later).unwrap();
+        drop((second, first_again));
+        let _second = standing.grant(of(None), false, now + wait).unwrap();
         // The first ends no other's trial.
         drop(first);
         assert!(standing.grant(of(None), false, now + wait).is_err());

@@ -236,7 +236,9 @@ impl Played {
         if !chosen.verdict.last_resort || few {
             assert_eq!(Some(chosen.standing.record.priority), tier, "the first tier that can: {said:?}");
         }
-        if few {
+        // The trial of a breaker goes first, whatever the others bear.
+        let on_trial = |e: &&&Explained| e.standing.health.is_open() && !e.verdict.last_resort;
+        if few && !on_trial(&chosen) && !able.iter().any(|e| on_trial(&e)) {
             assert!(able.iter().all(|other| rank(&chosen) <= rank(&other)), "{picked} is not the best of {said:?}");
         }
         said.why

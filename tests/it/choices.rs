@@ -450,3 +450,82 @@ fn a_recovered_account_is_asked_again_by_the_next_call() {
         assert!((4..=16).contains(&seen), "{seen} of ten rounds of {accounts}");
     }
 }
+
+/// An account that fails now and then has no more than its share for it.
+#[test]
+fn a_flaky_account_is_asked_less_and_not_more() {
+    for every in [3, 10] {
+        let mut pool = pool();
+        (0..4).for_each(|n| pool.put(account(&format!("a{n}"), |_| ())));
+        let (mut picks, calls) = (0, 2_000);
+        for _ in 0..calls {
+            let question = pool.question("m", Scope::All);
+            let ticket = pool.ask(question);
+            let at = pool.end(ticket).expect("it was served");
+            pool.pass(ms(20));
+            if at == id("a0") {
+                picks += 1;
+                let outcome = if picks % every == 0 { FAILED } else { Outcome::Success { status: 200 } };
+                pool.outcome("a0", outcome);
+            }
+        }
+        let share = picks * 100 / calls;
+        assert!((10..=26).contains(&share), "{share} % of the calls of four, failing one of {every}");
+    }
+}
+
+/// A trial that hangs is load, but not of the kind that keeps the next trial, or a slow start, away.
+#[test]
+fn a_trial_that_hangs_is_followed_by_another_with_little_traffic_too() {
+    let mut pool = pool();
+    (0..3).for_each(|n| pool.put(account(&format!("a{n}"), |a| a.concurrency_limit = 4)));
+    (0..9).for_each(|_| {
+        let question = pool.question("m", Scope::All);
+        let ticket = pool.ask(question);
+        pool.end(ticket);
+    });
+    (0..5).for_each(|_| pool.outcome("a0", FAILED));
+    pool.pass(TimeDelta::seconds(2));
+    let ask = |pool: &mut Pool| {
+        let question = pool.question("m", Scope::All);
+        let ticket = pool.ask(question);
+        (ticket, pool.held[&ticket].0.to_string())
+    };
+    let (_, hangs) = ask(&mut pool);
+    assert_eq!(hangs, "a0", "the trial, which hangs from now on");
+    let mut next = None;
+    for call in 0..60 {
+        pool.pass(ms(200));
+        let (ticket, at) = ask(&mut pool);
+        if at == "a0" {
+            next = Some((call, ticket));
+            break;
+        }
+        pool.end(ticket);
+    }
+    let (call, trial) = next.expect("another trial is sent");
+    assert!((24..=27).contains(&call), "after health.trial, 5 s: call {call}");
+    pool.outcome("a0", claude_relay::domain::Outcome::Success { status: 200 });
+    pool.end(trial);
+    let (_, first) = (0..12).map(|_| ask(&mut pool)).find(|(_, at)| at == "a0").expect("its slow start lets one in");
+    assert_eq!(first, "a0");
+}
+
+/// A session whose home is full goes to one place meanwhile, and waits for its home but once.
+#[test]
+fn a_session_whose_home_stays_full_stays_in_one_place() {
+    let mut pool = pool();
+    (0..4).for_each(|n| pool.put(account(&format!("a{n}"), |a| a.concurrency_limit = 2)));
+    let home = served(&mut pool, 1, "m");
+    let holders = [0; 2].map(|_| of_key(&mut pool, "x", &home));
+    let question = of_session(&mut pool, 1, "m");
+    let patient = pool.ask(question);
+    assert!(!pool.held.contains_key(&patient));
+    pool.pass(TimeDelta::seconds(2));
+    let away = pool.end(patient).expect("its patience is over").to_string();
+    for _ in 0..5 {
+        assert_eq!(served(&mut pool, 1, "m"), away);
+    }
+    pool.end(holders[0]);
+    assert_eq!(served(&mut pool, 1, "m"), home);
+}

@@ -367,7 +367,13 @@ fn state() -> impl Strategy<Value = State> {
                 a.models = if switches.3 { models(["m"]) } else { a.models.clone() };
             });
             let on_trial = on_trial.map(|ago| now - ms(ago));
-            State { account, health, load: Load { in_use, on_trial, bounded }, want: Want { model, family }, now }
+            State {
+                account,
+                health,
+                load: Load { in_use, on_trial, overdue: in_use % 3, bounded },
+                want: Want { model, family },
+                now,
+            }
         },
     )
 }

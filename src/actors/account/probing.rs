@@ -48,7 +48,7 @@ impl Account {
             match errand {
                 Errand::Probe => {
                     actor.probed_for = actor.standing.health.trial_at(actor.now());
-                    ctx.notify(Probe { kind: None, model: None });
+                    ctx.notify(Probe { kind: None, model: None, own: true });
                 }
                 Errand::Look => actor.report("its time is over", ctx),
             }
@@ -90,12 +90,12 @@ impl Account {
 
     /// How long a probe may take. It holds a slot: one of our own accord must not hold it once calls may have it, nor
     /// a stop up.
-    fn patience(&self, named: bool, now: Time) -> Duration {
-        match self.standing.health.trial_at(now).filter(|_| !named) {
-            Some(trial) if self.probe_kind() != ProbeKind::Messages => (trial - now).to_std().unwrap_or_default(),
+    fn patience(&self, own: bool, now: Time) -> Duration {
+        match self.standing.health.trial_at(now).filter(|_| self.probe_kind() != ProbeKind::Messages) {
             // The operator waits for it as long as the prober itself does.
-            _ if named => Duration::MAX,
-            _ => OWN_PATIENCE,
+            _ if !own => Duration::MAX,
+            Some(trial) => (trial - now).to_std().unwrap_or_default().min(OWN_PATIENCE),
+            None => OWN_PATIENCE,
         }
     }
 
@@ -158,7 +158,7 @@ impl Handler<Probe> for Account {
         let (generation, send, named) = (self.generation, self.surroundings.probe.clone(), msg.kind.is_some());
         let rejected = self.standing.health.probe_at().is_some();
         self.probing += 1;
-        let (begun, ends) = (tokio::time::Instant::now(), self.patience(named, granted));
+        let (begun, ends) = (tokio::time::Instant::now(), self.patience(msg.own, granted));
         let probe = async move {
             let mut kind = kind;
             loop {

@@ -14,6 +14,8 @@ pub(super) struct Entry {
     /// Asked, and not answered yet: counted as load, or calls that arrive together would all see the same free one.
     pub asked: u32,
     pub turn: u64,
+    /// The opening of its breaker that a trial was sent for.
+    pub tried: Option<Time>,
     /// It said no though it looked free: not to be asked again until then, unless it reports.
     pub doubted: Option<Time>,
     /// The classes whose tiers it is out of.
@@ -58,16 +60,23 @@ impl Entry {
         self.see(wanted, bounded, now)
     }
 
+    /// Whether a call would be a trial of its breaker that does not wait for its turn, or with little traffic it would be
+    /// long in coming: the first since it opened, or the next where that hangs. One that came to nothing has had its turn.
+    fn is_trial_due(&self, seen: &Glance) -> bool {
+        let (health, slots) = (&self.standing.health, &self.standing.slots);
+        seen.trial && health.is_open() && (self.tried != health.opening() || slots.on_trial().is_some())
+    }
+
     /// What ranking needs to know of it.
     pub fn candidate(&self, seen: &Glance, floor: u64, share: u64) -> Candidate {
+        let is_due = self.is_trial_due(seen);
         Candidate {
             last_resort: seen.last_resort,
             priority: self.standing.record.priority,
-            in_use: self.standing.slots.in_use() + self.asked,
+            in_use: if is_due { 0 } else { self.standing.slots.in_use() + self.asked },
             limit: self.standing.record.concurrency_limit,
             share,
-            // A trial does not wait for its turn: it is one call, and nobody knows better whether all is well again.
-            turn: if seen.trial { floor } else { self.turn.max(floor) },
+            turn: if is_due { floor } else { self.turn.max(floor) },
         }
     }
 }

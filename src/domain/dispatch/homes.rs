@@ -56,7 +56,7 @@ impl Dispatch {
     pub(super) fn note_home(&mut self, session: Session, account: &AccountId, question: &Question, now: Time) {
         let Some(&served) = self.index.get(account) else { return };
         let key = self.class_key(question);
-        let Homes { home, away, is_known, .. } = self.homes(session, &key, now);
+        let Homes { home, away, .. } = self.homes(session, &key, now);
         let is_out = |at: usize| {
             let Some(entry) = &self.entries[at] else { return true };
             let obstacle = entry.see(&key.wanted, false, now).obstacle;
@@ -74,9 +74,8 @@ impl Dispatch {
                 if stands_in { (home, stays) } else { (served, Stay::Home) }
             }
             _ if known.is_none() || gone => (served, Stay::Home),
-            Some(home) if is_out(home) && away.is_none_or(is_out) => (served, stays),
-            // Where it has no home that serves this, a stand-in that does is remembered.
-            Some(home) if !is_known && home != served && away.is_none_or(is_out) => (served, stays),
+            // Out, full, or none that serves this: the next time it goes there at once, until its home has room.
+            Some(home) if home != served && away.is_none_or(is_out) => (served, stays),
             _ => (served, Stay::Elsewhere),
         };
         let Some(entry) = &self.entries[at] else { return };

@@ -246,6 +246,7 @@ impl Dispatch {
         let (turn, step) = (entry.turn.max(*floor), selection::turn(share));
         *floor = (*floor).max(turn.saturating_sub(step * CATCH_UP));
         entry.turn = turn + step;
+        entry.tried = entry.standing.health.opening();
         entry.asked += 1;
         if let Some(own) = own {
             self.usual = Some(self.usual.map_or(own, |usual| usual * 63 / 64 + own / 64));

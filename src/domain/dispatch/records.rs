@@ -19,12 +19,12 @@ impl Dispatch {
                 let Some(entry) = self.entries[at].as_mut() else { return };
                 let old = std::mem::replace(&mut entry.standing, standing);
                 entry.doubted = None;
-                if entry.standing.health.strikes() < old.health.strikes() {
-                    // What it had to pay for failures ends with them.
+                if old.health.is_open() && !entry.standing.health.is_open() {
+                    // What it had to pay for its failures ends with them.
                     entry.turn = 0;
                 }
                 if Arc::ptr_eq(&old.record, &entry.standing.record) {
-                    return self.settle_at(at, now);
+                    return self.settle_at(at, !old.health.is_clear(), now);
                 }
                 let new = entry.standing.record.clone();
                 self.ungroup(&old.record, at);
@@ -40,7 +40,8 @@ impl Dispatch {
                 let record = standing.record.clone();
                 let hash = digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
                 let (asleep, wake_at) = (Vec::new(), None);
-                let entry = Entry { standing, hash, asked: 0, turn: 0, doubted: None, asleep, wake_at };
+                let (turn, tried, doubted) = (0, None, None);
+                let entry = Entry { standing, hash, asked: 0, turn, tried, doubted, asleep, wake_at };
                 let at = self.free.pop().unwrap_or(self.entries.len());
                 if at == self.entries.len() {
                     self.entries.push(None);

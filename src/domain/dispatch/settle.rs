@@ -21,13 +21,16 @@ impl Dispatch {
     }
 
     /// The same after an account has told how it stands: that concerns only those who could use it.
-    pub(super) fn settle_at(&mut self, at: usize, now: Time) {
+    pub(super) fn settle_at(&mut self, at: usize, was_unwell: bool, now: Time) {
         self.serve_at(at, now);
-        let worse = |e: &super::Entry| {
+        let changed = |e: &super::Entry| {
             let record = &e.standing.record;
-            !e.standing.health.is_clear() || record.reserve > 0 || record.expires_at.is_some_and(|end| end <= now)
+            was_unwell
+                || !e.standing.health.is_clear()
+                || record.reserve > 0
+                || record.expires_at.is_some_and(|end| end <= now)
         };
-        if !self.line.is_empty() && self.entries[at].as_ref().is_some_and(worse) {
+        if !self.line.is_empty() && self.entries[at].as_ref().is_some_and(changed) {
             self.settle_groups(self.groups_at(at), now);
         }
     }

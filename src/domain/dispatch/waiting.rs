@@ -100,7 +100,7 @@ impl Dispatch {
             let Some(entry) = &self.entries[at] else { return };
             if entry.is_held_back(now) {
                 // Of use only where the breaker is put aside, which is a matter of a whole class.
-                return self.serve_groups(self.groups_at(at), now);
+                return self.settle_groups(self.groups_at(at), now);
             }
             let record = &entry.standing.record;
             if !entry.is_full()

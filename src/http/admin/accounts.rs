@@ -86,13 +86,13 @@ async fn sent(body: Payload, fields: &[Field]) -> Result<Document, AdminError> {
 
 pub async fn test(state: State, path: Path<String>, body: Payload) -> Answer {
     let model = sent(body, TEST_FIELDS).await?.text("model")?.map(str::to_owned);
-    ask(&state, &id(&path)?, Probe { kind: Some(ProbeKind::Messages), model }).await
+    ask(&state, &id(&path)?, Probe { kind: Some(ProbeKind::Messages), model, own: false }).await
 }
 
 /// `POST /admin/accounts/{id}/probe`: as the account's record says, and as cheaply.
 pub async fn probe(state: State, path: Path<String>, body: Payload) -> Answer {
     sent(body, &[]).await?;
-    ask(&state, &id(&path)?, Probe { kind: None, model: None }).await
+    ask(&state, &id(&path)?, Probe { kind: None, model: None, own: false }).await
 }
 
 async fn ask(state: &State, id: &AccountId, probe: Probe) -> Answer {
