@@ -265,7 +265,7 @@ impl Health {
 
     /// Whether the breaker is open, be its time over or not.
     pub fn is_open(&self) -> bool {
-        self.breaker.opens_until().is_some()
+        self.opening().is_some()
     }
 
     /// Which opening of the breaker a trial now would be of.

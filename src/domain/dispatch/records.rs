@@ -15,7 +15,9 @@ impl Dispatch {
             Some(at) => {
                 // While its old record tells in which tiers it belongs.
                 self.wake(at);
-                let could = self.groups_at(at);
+                let same = |e: &Entry| Arc::ptr_eq(&e.standing.record, &standing.record);
+                let edited = !self.entries[at].as_ref().is_some_and(same);
+                let could = if edited { self.groups_at(at) } else { Vec::new() };
                 let Some(entry) = self.entries[at].as_mut() else { return };
                 let old = std::mem::replace(&mut entry.standing, standing);
                 entry.doubted = None;
@@ -23,7 +25,7 @@ impl Dispatch {
                     // What it had to pay for its failures ends with them.
                     entry.turn = 0;
                 }
-                if Arc::ptr_eq(&old.record, &entry.standing.record) {
+                if !edited {
                     return self.settle_at(at, !old.health.is_clear(), now);
                 }
                 let new = entry.standing.record.clone();
